@@ -1,0 +1,1 @@
+"""The records on every topic, as types and as JSON."""
