@@ -1,0 +1,305 @@
+"""Events that end an attempt: its result, its failure, its loss, its refusal by an open circuit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sagalog.schemas import ids
+from sagalog.schemas.definitions import WhenOpen
+from sagalog.schemas.events import (
+    RETRIED,
+    SERVICE_FAULTS,
+    UNKNOWN_OUTCOME,
+    AttemptLost,
+    AttemptRefused,
+    FailureKind,
+    StepCompleted,
+    StepFailed,
+)
+from sagalog.schemas.ids import Direction
+from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, STATE_BYTES_MAX
+from sagalog.schemas.records import FailureRecord
+from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
+
+from .effects import Answered, Called, Effect, Ignored, Reason
+from .plan import Plan, PlanStep
+from .progress import (
+    back_off,
+    back_off_undo,
+    backoff_ms,
+    cancel_step,
+    dead_letter,
+    dispatch,
+    end_step,
+    end_undo,
+    note_failure,
+    review,
+    stop,
+    undo_next,
+)
+from .state import StepState, Trigger, WorkflowState
+
+AnyResult = StepCompleted | StepFailed | AttemptLost | AttemptRefused
+
+
+def completed(state: WorkflowState, plan: Plan, event: StepCompleted, size: int, effects: list[Effect]) -> None:
+    """An agent did what it was asked."""
+    step = _awaited(state, plan, event, event.direction, event.token, effects)
+    if step is None:
+        return
+    spec = plan.steps[step.index]
+    if event.direction is Direction.COMPENSATE:
+        _called(state, spec, spec.undo_agent, True, False, event.duration_ms, effects)
+        end_undo(state, plan, step, UndoStatus.DONE, "completed", effects)
+        return
+    problem = _output_problem(state, spec, step, event.output, size)
+    _called(state, spec, step.agent or spec.agent, problem is None, False, event.duration_ms, effects)
+    if problem is not None:
+        _step_failed(state, plan, step, _failure(state, FailureKind.INVALID_OUTPUT, problem, event), None, effects)
+        return
+    step.output = event.output
+    state.bytes += size
+    if step.agent is None:
+        end_step(state, plan, step, StepStatus.DONE, "completed", effects)
+    else:
+        step.stand_in = f"fallback:{step.agent}"
+        # The step's own agent did not deliver: the manifest must say so, even though there is an output.
+        end_step(state, plan, step, StepStatus.DEGRADED, "completed", effects)
+
+
+def failed(state: WorkflowState, plan: Plan, event: StepFailed, effects: list[Effect]) -> None:
+    """An agent reports that an attempt failed."""
+    step = _awaited(state, plan, event, event.direction, event.token, effects)
+    if step is None:
+        return
+    failure = _failure(state, event.kind, event.message, event)
+    if event.error_type is not None:
+        failure["error_type"] = event.error_type
+    if event.details is not None:
+        failure["details"] = event.details
+    _fail(state, plan, step, event.direction, failure, event.retry_after_ms, event.duration_ms, effects)
+
+
+def lost(state: WorkflowState, plan: Plan, event: AttemptLost, effects: list[Effect]) -> None:
+    """Nobody answered in time."""
+    step = _awaited(state, plan, event, event.direction, None, effects)
+    if step is not None:
+        failure = _failure(state, FailureKind.LOST, event.message, event)
+        _fail(state, plan, step, event.direction, failure, None, None, effects)
+
+
+def refused(state: WorkflowState, plan: Plan, event: AttemptRefused, effects: list[Effect]) -> None:
+    """The service's circuit is open, and the step's policy is not to wait. Nothing was called, so nothing is counted."""
+    step = _awaited(state, plan, event, Direction.EXECUTE, None, effects)
+    if step is None:
+        return
+    spec = plan.steps[step.index]
+    message = f"the circuit of service {event.service!r} is open"
+    failure = _failure(state, FailureKind.CIRCUIT_OPEN, message, event)
+    note_failure(step.failures, failure)
+    step.failed_attempts += 1
+    if state.status is WorkflowStatus.COMPENSATING:
+        cancel_step(state, plan, step, effects)
+        undo_next(state, plan, effects)
+    elif spec.when_open is WhenOpen.FALL_BACK and spec.fallback is not None and step.agent is None:
+        _fall_back(state, plan, step, effects)
+    else:
+        _give_up(state, plan, step, failure, effects)
+
+
+# --- which attempt an event speaks of
+
+
+def _awaited(
+    state: WorkflowState, plan: Plan, event: AnyResult, direction: Direction, token: str | None, effects: list[Effect]
+) -> StepState | None:
+    """The step whose running attempt the event ends; None, with the reason among the effects, when there is none."""
+    place = plan.index.get(event.step)
+    if place is None:
+        effects.append(Ignored(Reason.UNKNOWN_STEP, type(event).__name__))
+        return None
+    step = state.steps[place]
+    command = ids.command_id(state.workflow_id, event.step, event.attempt, direction)
+    if direction is Direction.EXECUTE:
+        running, attempt = step.status is StepStatus.RUNNING, step.attempt
+    else:
+        running = step.undo is not None and step.undo.status is UndoStatus.RUNNING
+        attempt = step.undo.attempt if step.undo is not None else 0
+    reason = None
+    if token is not None and token != ids.token(state.seed, command):
+        reason = Reason.WRONG_TOKEN
+    elif event.attempt != attempt:
+        reason = Reason.STALE_ATTEMPT
+    elif not running:
+        reason = Reason.NOT_WAITED_FOR
+    if reason is not None:
+        effects.append(Ignored(reason, type(event).__name__))
+        return None
+    effects.append(Answered(command))
+    return step
+
+
+# --- what a failure leads to
+
+
+def _fail(
+    state: WorkflowState,
+    plan: Plan,
+    step: StepState,
+    direction: Direction,
+    failure: FailureRecord,
+    retry_after_ms: int | None,
+    duration_ms: int | None,
+    effects: list[Effect],
+) -> None:
+    spec = plan.steps[step.index]
+    kind = FailureKind(failure["kind"])
+    agent = spec.undo_agent if direction is Direction.COMPENSATE else step.agent or spec.agent
+    # A step that asks for a person did its work: neither its agent nor its service is at fault.
+    _called(state, spec, agent, kind is FailureKind.REVIEW_NEEDED, kind in SERVICE_FAULTS, duration_ms, effects)
+    if direction is Direction.COMPENSATE:
+        _undo_failed(state, plan, step, failure, retry_after_ms, effects)
+    else:
+        _step_failed(state, plan, step, failure, retry_after_ms, effects)
+
+
+def _step_failed(
+    state: WorkflowState,
+    plan: Plan,
+    step: StepState,
+    failure: FailureRecord,
+    retry_after_ms: int | None,
+    effects: list[Effect],
+) -> None:
+    spec = plan.steps[step.index]
+    kind = FailureKind(failure["kind"])
+    note_failure(step.failures, failure)
+    step.failed_attempts += 1
+    step.unknown = step.unknown or kind in UNKNOWN_OUTCOME
+    if state.status is WorkflowStatus.COMPENSATING:
+        cancel_step(state, plan, step, effects)
+        undo_next(state, plan, effects)
+    elif kind in RETRIED and failure.get("error_type") not in spec.retry.terminal and _attempts_left(step, spec):
+        command = ids.command_id(state.workflow_id, spec.name, step.attempt, Direction.EXECUTE)
+        delay_ms = backoff_ms(spec.retry, state, command, step.attempt, retry_after_ms)
+        back_off(state, spec, step, delay_ms, effects)
+    elif spec.fallback is not None and step.agent is None and kind is not FailureKind.REVIEW_NEEDED:
+        _fall_back(state, plan, step, effects)
+    else:
+        _give_up(state, plan, step, failure, effects)
+
+
+def _attempts_left(step: StepState, spec: PlanStep) -> bool:
+    # The fallback agent has the same number of attempts of its own.
+    allowed = spec.retry.attempts if step.agent is None else 2 * spec.retry.attempts
+    return step.attempt < allowed
+
+
+def _fall_back(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
+    spec = plan.steps[step.index]
+    assert spec.fallback is not None
+    if spec.fallback.agent is None:
+        dead_letter(state, spec, step, Direction.EXECUTE, effects)
+        step.output = spec.fallback.value
+        step.stand_in = "fallback"
+        end_step(state, plan, step, StepStatus.DEGRADED, "fell_back", effects)
+    else:
+        step.agent = spec.fallback.agent
+        dispatch(state, plan, step.index, effects)
+
+
+def _give_up(state: WorkflowState, plan: Plan, step: StepState, failure: FailureRecord, effects: list[Effect]) -> None:
+    spec = plan.steps[step.index]
+    if not spec.critical:
+        dead_letter(state, spec, step, Direction.EXECUTE, effects)
+        step.output = spec.default
+        step.stand_in = "default"
+        end_step(state, plan, step, StepStatus.DEGRADED, "given_up", effects)
+        return
+    if failure["kind"] == FailureKind.REVIEW_NEEDED:
+        review(state, "review_needed", failure["message"], spec.name, effects, failure.get("details"))
+    else:
+        dead_letter(state, spec, step, Direction.EXECUTE, effects)
+    end_step(state, plan, step, StepStatus.FAILED, "given_up", effects)
+    stop(state, plan, Trigger.STEP_FAILED, {**failure, "step": spec.name}, effects)
+
+
+def _undo_failed(
+    state: WorkflowState,
+    plan: Plan,
+    step: StepState,
+    failure: FailureRecord,
+    retry_after_ms: int | None,
+    effects: list[Effect],
+) -> None:
+    spec = plan.steps[step.index]
+    undo = step.undo
+    assert undo is not None and spec.compensate is not None
+    note_failure(undo.failures, failure)
+    undo.failed_attempts += 1
+    retry = spec.compensate.retry
+    retried = FailureKind(failure["kind"]) in RETRIED and failure.get("error_type") not in retry.terminal
+    if retried and undo.attempt < retry.attempts:
+        command = ids.command_id(state.workflow_id, spec.name, undo.attempt, Direction.COMPENSATE)
+        back_off_undo(state, spec, step, backoff_ms(retry, state, command, undo.attempt, retry_after_ms), effects)
+        return
+    # Recorded and handed to a person; the rest is undone all the same.
+    dead_letter(state, spec, step, Direction.COMPENSATE, effects)
+    review(
+        state,
+        "compensation_failed",
+        f"step {spec.name!r} could not be undone: {failure['message']}",
+        spec.name,
+        effects,
+        {"input": spec.resolve_undo_input(state), "failures": list(undo.failures)},
+    )
+    end_undo(state, plan, step, UndoStatus.FAILED, "given_up", effects)
+
+
+# --- helpers
+
+
+def _output_problem(state: WorkflowState, spec: PlanStep, step: StepState, output: Any, size: int) -> str | None:
+    if state.bytes + size > STATE_BYTES_MAX:
+        return (
+            f"output: with its {size:,} bytes the workflow's payloads would exceed {STATE_BYTES_MAX:,}; "
+            "store it elsewhere and return a reference"
+        )
+    # A fallback agent must keep the step's contract too.
+    return spec.output_validator.problem(output) if spec.output_validator is not None else None
+
+
+def _failure(state: WorkflowState, kind: FailureKind, message: str, event: AnyResult) -> FailureRecord:
+    failure: FailureRecord = {
+        "kind": kind,
+        "message": message[:FAILURE_MESSAGE_CHARS_MAX],
+        "at_ms": state.now_ms,
+        "attempt": event.attempt,
+    }
+    agent = getattr(event, "agent", None)
+    if agent is not None:
+        failure["agent"] = agent
+    return failure
+
+
+def _called(
+    state: WorkflowState,
+    spec: PlanStep,
+    agent: str,
+    ok: bool,
+    service_fault: bool,
+    duration_ms: int | None,
+    effects: list[Effect],
+) -> None:
+    service = spec.service if agent == spec.agent else None
+    effects.append(
+        Called(
+            agent=agent,
+            service=service,
+            ok=ok,
+            service_fault=service_fault,
+            at_ms=state.now_ms,
+            duration_ms=duration_ms or 0,
+            definition=state.definition,
+        )
+    )

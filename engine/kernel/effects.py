@@ -1,0 +1,153 @@
+"""What the fold asks the runtime to do. Effects are data; sent twice, they do nothing twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sagalog.schemas.commands import Command
+from sagalog.schemas.definitions import CircuitPolicy, WhenOpen
+from sagalog.schemas.records import DeadLetterRecord, ResultRecord, ReviewRecord
+
+
+class Reason(StrEnum):
+    """Why an event changed nothing."""
+
+    UNKNOWN_WORKFLOW = "unknown_workflow"
+    DUPLICATE_START = "duplicate_start"
+    ALREADY_FINISHED = "already_finished"
+    STALE_ATTEMPT = "stale_attempt"
+    NOT_WAITED_FOR = "not_waited_for"
+    UNKNOWN_STEP = "unknown_step"
+    WRONG_TOKEN = "wrong_token"  # noqa: S105
+    OLD_EPOCH = "old_epoch"
+    STOPPED = "stopped"
+    CANNOT_BE_CANCELLED = "cannot_be_cancelled"
+    KNOWN_DEFINITION = "known_definition"
+    INVALID_DEFINITION = "invalid_definition"
+    NO_WORKFLOW_ID = "no_workflow_id"
+
+
+@dataclass(slots=True)
+class Dispatch:
+    """Send a command, once the gate lets it pass."""
+
+    command: Command
+    when_open: WhenOpen
+    patience_ms: int
+    """After this long without an answer the attempt counts as lost."""
+    policy: CircuitPolicy | None
+
+
+@dataclass(slots=True)
+class Answered:
+    """A command's attempt is over: whoever holds, watches or re-sends it can stop."""
+
+    command_id: str
+
+
+@dataclass(slots=True)
+class Called:
+    """A call of an agent ended, for the circuits and the watch."""
+
+    agent: str
+    service: str | None
+    ok: bool
+    """Whether the agent did its work."""
+    service_fault: bool
+    """Whether the failure counts against the service's circuit."""
+    at_ms: int
+    duration_ms: int
+    definition: str
+    """The hash under which the service's circuit policy stands."""
+
+
+@dataclass(slots=True)
+class Finished:
+    """The workflow is over."""
+
+    result: ResultRecord
+
+
+@dataclass(slots=True)
+class DeadLettered:
+    """A command failed for good."""
+
+    record: DeadLetterRecord
+
+
+@dataclass(slots=True)
+class ReviewNeeded:
+    """A person has to look."""
+
+    record: ReviewRecord
+
+
+@dataclass(slots=True)
+class Ignored:
+    """The event changed nothing."""
+
+    reason: Reason
+    event: str
+
+
+@dataclass(slots=True)
+class Quarantine:
+    """A record could not be read or folded."""
+
+    workflow_id: str | None
+    reason: str
+    stage: str
+
+
+@dataclass(slots=True)
+class Moved:
+    """A status changed: of the workflow (`step` is None), of a step, or of a step's undoing."""
+
+    workflow_id: str
+    before: str | None
+    after: str
+    trigger: str
+    step: str | None = None
+    undo: bool = False
+    attempt: int = 0
+
+
+@dataclass(slots=True)
+class OwnerChanged:
+    """From this record on, `member` owns the partition."""
+
+    epoch: int
+    member: str
+
+
+@dataclass(slots=True)
+class ClaimLost:
+    """`member` claimed an epoch that was taken already."""
+
+    epoch: int
+    member: str
+
+
+@dataclass(slots=True)
+class DefinitionKnown:
+    """The partition knows a definition from now on."""
+
+    hash: str
+    encoded: bytes
+
+
+Effect = (
+    Dispatch
+    | Answered
+    | Called
+    | Finished
+    | DeadLettered
+    | ReviewNeeded
+    | Ignored
+    | Quarantine
+    | Moved
+    | OwnerChanged
+    | ClaimLost
+    | DefinitionKnown
+)

@@ -1,0 +1,277 @@
+"""One partition of the events topic: who owns it, which definitions it knows, and the states of its workflows.
+
+Rules:
+- `apply` never raises on a record, whatever is in it.
+- An event that is ignored changes nothing: not the state, not its clock, not its checkpoint.
+- A record that cannot be read stops its workflow only by the `quarantined` event that follows it in the log, so that every
+  version of the decoder folds a log alike. A record that breaks the fold stops its workflow at once: the state may be half done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+from sagalog.schemas.definitions import parse_definition
+from sagalog.schemas.errors import InvalidRecord
+from sagalog.schemas.events import (
+    AttemptLost,
+    AttemptRefused,
+    CancelRequested,
+    DefinitionRegistered,
+    Event,
+    Owned,
+    Quarantined,
+    StepCompleted,
+    StepFailed,
+    TimerFired,
+    WorkflowStarted,
+    parse_event,
+)
+from sagalog.schemas.ids import check_workflow_id
+from sagalog.schemas.statuses import WorkflowStatus
+
+from . import attempts, control, starts, timers
+from .effects import (
+    ClaimLost,
+    DefinitionKnown,
+    Effect,
+    Ignored,
+    Moved,
+    OwnerChanged,
+    Quarantine,
+    Reason,
+)
+from .plan import Plan, compile_plan
+from .progress import review
+from .record import Record
+from .state import WorkflowState, restore
+
+
+class Partition:
+    """The fold's state of one partition. Not safe for use by several tasks at once; its owner is single-threaded."""
+
+    def __init__(self) -> None:
+        self.offset = -1
+        """Of the last applied record."""
+        self.epoch = 0
+        self.member = ""
+        self.plans: dict[str, Plan] = {}
+        self.newest: dict[str, str] = {}
+        """Definition name to the hash that the partition saw last."""
+        self.hot: dict[str, WorkflowState] = {}
+        self.cold: dict[str, bytes] = {}
+        """Checkpoints of workflows that nobody touches; decoded when an event comes."""
+        self.waiting: set[str] = set()
+        """Ids of the workflows that wait for a definition."""
+        self.touched: dict[str, None] = {}
+        """Ids whose checkpoint changed since the last cut, in the order of the change; a forgotten one has no state left."""
+
+    # --- reading the state
+
+    def get(self, workflow_id: str) -> WorkflowState | None:
+        """A workflow's state, decoded if need be. Do not change it."""
+        state = self.hot.get(workflow_id)
+        if state is None:
+            raw = self.cold.pop(workflow_id, None)
+            if raw is None:
+                return None
+            state = self.hot[workflow_id] = restore(workflow_id, orjson.loads(raw))
+        return state
+
+    def plan_of(self, state: WorkflowState) -> Plan | None:
+        return self.plans.get(state.definition)
+
+    def ids(self) -> Iterator[str]:
+        """All workflow ids, also of stubs."""
+        yield from self.hot
+        yield from self.cold
+
+    # --- loading from checkpoints
+
+    def load_definition(self, encoded: bytes) -> None:
+        """A definition from the checkpoints; call in the marker's order, so that the newest of a name is right."""
+        self._know(compile_plan(parse_definition(encoded)))
+
+    def load_checkpoint(self, workflow_id: str, raw: bytes, *, waiting: bool) -> None:
+        self.cold[workflow_id] = raw
+        if waiting:
+            self.waiting.add(workflow_id)
+
+    # --- the fold
+
+    def apply(self, record: Record, effects: list[Effect]) -> None:
+        """Folds one record; what follows from it is appended to `effects`."""
+        assert record.offset > self.offset, f"offset {record.offset} after {self.offset}"
+        self.offset = record.offset
+        start_of_effects = len(effects)
+        workflow_id: str | None = None
+        try:
+            workflow_id = _workflow_id(record.key)
+            event = parse_event(record.ce_type, record.value)
+        except InvalidRecord as error:
+            effects.append(Quarantine(workflow_id, str(error), "decode"))
+            return
+        try:
+            self._apply(workflow_id, event, record, effects)
+        except Exception as error:  # noqa: BLE001 - whatever breaks the fold must not stop the partition
+            del effects[start_of_effects:]
+            reason = f"{type(event).__name__} broke the fold: {type(error).__name__}: {error}"
+            effects.append(Quarantine(workflow_id, reason, "fold"))
+            self._stop_broken(workflow_id, reason, record, effects)
+
+    def _apply(self, workflow_id: str | None, event: Event, record: Record, effects: list[Effect]) -> None:
+        match event:
+            case Owned():
+                self._owned(event, effects)
+                return
+            case DefinitionRegistered():
+                self._registered(event, record, effects)
+                return
+            case TimerFired() | AttemptLost() | AttemptRefused() | Quarantined() if event.epoch != self.epoch:
+                effects.append(Ignored(Reason.OLD_EPOCH, type(event).__name__))
+                return
+            case _:
+                pass
+        if workflow_id is None:
+            effects.append(Quarantine(None, "key: is missing; the key of an event is its workflow's id", "decode"))
+            return
+        state = self.get(workflow_id)
+        if isinstance(event, WorkflowStarted):
+            self._started(workflow_id, state, event, record, effects)
+        elif state is None:
+            effects.append(Ignored(Reason.UNKNOWN_WORKFLOW, type(event).__name__))
+        else:
+            self._fold(state, event, record, effects)
+
+    def _fold(self, state: WorkflowState, event: Event, record: Record, effects: list[Effect]) -> None:
+        if state.terminal and not isinstance(event, TimerFired):
+            effects.append(Ignored(Reason.ALREADY_FINISHED, type(event).__name__))
+            return
+        if state.status is WorkflowStatus.QUARANTINED:
+            effects.append(Ignored(Reason.STOPPED, type(event).__name__))
+            return
+        clock_before, offset_before, effects_before = state.now_ms, state.at_offset, len(effects)
+        # The broker's clock may step back (a new leader); a workflow's must not.
+        state.now_ms = max(state.now_ms, record.time_ms)
+        state.at_offset = record.offset
+        plan = self.plans.get(state.definition)
+        forget = False
+        match event:
+            case StepCompleted():
+                if _started(state, plan, event, effects):
+                    attempts.completed(state, plan, event, record.size, effects)  # type: ignore[arg-type]
+            case StepFailed():
+                if _started(state, plan, event, effects):
+                    attempts.failed(state, plan, event, effects)  # type: ignore[arg-type]
+            case AttemptLost():
+                if _started(state, plan, event, effects):
+                    attempts.lost(state, plan, event, effects)  # type: ignore[arg-type]
+            case AttemptRefused():
+                if _started(state, plan, event, effects):
+                    attempts.refused(state, plan, event, effects)  # type: ignore[arg-type]
+            case TimerFired():
+                forget = timers.fired(state, plan, event, effects)
+            case CancelRequested():
+                control.cancel(state, plan, event, effects)
+            case Quarantined():
+                control.quarantine(state, event.reason, effects)
+            case WorkflowStarted() | DefinitionRegistered() | Owned():
+                raise AssertionError("handled before")
+        if len(effects) == effects_before + 1 and type(effects[-1]) is Ignored:
+            state.now_ms, state.at_offset = clock_before, offset_before
+            return
+        self.touched[state.workflow_id] = None
+        if state.status is not WorkflowStatus.WAITING:
+            self.waiting.discard(state.workflow_id)
+        if forget:
+            del self.hot[state.workflow_id]
+
+    def _started(
+        self,
+        workflow_id: str,
+        state: WorkflowState | None,
+        event: WorkflowStarted,
+        record: Record,
+        effects: list[Effect],
+    ) -> None:
+        if state is not None:
+            effects.append(Ignored(Reason.DUPLICATE_START, "WorkflowStarted"))
+            return
+        seed = record.ce_id.decode(errors="replace") if record.ce_id else f"@{record.offset}"
+        name, _, hash_ = event.definition.partition("@")
+        plan = self.plans.get(hash_ or self.newest.get(name, ""))
+        state = starts.start(workflow_id, event, seed, record.size, record.time_ms, record.offset, plan, effects)
+        try:
+            check_workflow_id(workflow_id)
+        except InvalidRecord:
+            # Its result says why it is rejected; a state under such a key would collide with the engine's own.
+            return
+        self.hot[workflow_id] = state
+        self.touched[workflow_id] = None
+        if state.status is WorkflowStatus.WAITING:
+            self.waiting.add(workflow_id)
+
+    def _owned(self, event: Owned, effects: list[Effect]) -> None:
+        if event.epoch > self.epoch:
+            self.epoch, self.member = event.epoch, event.member
+            effects.append(OwnerChanged(event.epoch, event.member))
+        else:
+            effects.append(ClaimLost(event.epoch, event.member))
+
+    def _registered(self, event: DefinitionRegistered, record: Record, effects: list[Effect]) -> None:
+        try:
+            plan = compile_plan(parse_definition(event.definition))
+        except InvalidRecord as error:
+            effects.append(Quarantine(None, f"definition: {error}", "decode"))
+            return
+        if plan.hash in self.plans and self.newest.get(plan.name) == plan.hash:
+            effects.append(Ignored(Reason.KNOWN_DEFINITION, "DefinitionRegistered"))
+            return
+        self._know(plan)
+        effects.append(DefinitionKnown(plan.hash, plan.definition.encoded))
+        for workflow_id in sorted(self.waiting):
+            state = self.get(workflow_id)
+            assert state is not None
+            if state.name == plan.name and state.definition in ("", plan.hash):
+                self.waiting.discard(workflow_id)
+                state.now_ms = max(state.now_ms, record.time_ms)
+                state.at_offset = record.offset
+                starts.definition_arrived(state, plan, effects)
+                self.touched[workflow_id] = None
+
+    def _know(self, plan: Plan) -> None:
+        # Re-registered, an old hash becomes the newest of its name again.
+        self.plans.pop(plan.hash, None)
+        self.plans[plan.hash] = plan
+        self.newest[plan.name] = plan.hash
+
+    def _stop_broken(self, workflow_id: str | None, reason: str, record: Record, effects: list[Effect]) -> None:
+        state = self.hot.get(workflow_id) if workflow_id is not None else None
+        if state is None or state.terminal or state.status is WorkflowStatus.QUARANTINED:
+            return
+        before, state.status = state.status, WorkflowStatus.QUARANTINED
+        state.stopped = reason[:500]
+        state.at_offset = record.offset
+        self.waiting.discard(state.workflow_id)
+        self.touched[state.workflow_id] = None
+        effects.append(Moved(state.workflow_id, before, state.status, "record_quarantined"))
+        review(state, "quarantined", state.stopped, None, effects)
+
+
+def _workflow_id(key: bytes | None) -> str | None:
+    if key is None:
+        return None
+    try:
+        return key.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRecord("key", f"is not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def _started(state: WorkflowState, plan: Plan | None, event: Any, effects: list[Effect]) -> bool:
+    """Whether the workflow has steps yet; a waiting one has none that a result could belong to."""
+    if plan is not None and state.steps:
+        return True
+    effects.append(Ignored(Reason.NOT_WAITED_FOR, type(event).__name__))
+    return False

@@ -1,0 +1,161 @@
+"""A definition, compiled once per hash into what the fold needs at every event: indices instead of names, binding functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sagalog.schemas.definitions import (
+    Binding,
+    CircuitPolicy,
+    Compensation,
+    Definition,
+    Fallback,
+    Fields,
+    FromInput,
+    FromStep,
+    Retry,
+    SchemaValidator,
+    Value,
+    WhenOpen,
+)
+
+if TYPE_CHECKING:
+    from .state import WorkflowState
+
+Resolve = Callable[["WorkflowState"], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStep:
+    """One step, ready to run."""
+
+    index: int
+    name: str
+    agent: str
+    needs: tuple[int, ...]
+    dependents: tuple[int, ...]
+    resolve_input: Resolve
+    retry: Retry
+    timeout_ms: int
+    start_timeout_ms: int
+    heartbeat_timeout_ms: int | None
+    critical: bool
+    default: Any
+    compensate: Compensation | None
+    undo_agent: str
+    resolve_undo_input: Resolve
+    service: str | None
+    when_open: WhenOpen
+    fallback: Fallback | None
+    output_validator: SchemaValidator | None
+
+    @property
+    def patience_ms(self) -> int:
+        """From sending a command to giving its attempt up for lost."""
+        return self.start_timeout_ms + self.timeout_ms
+
+    @property
+    def undo_patience_ms(self) -> int:
+        return self.start_timeout_ms + (self.compensate.timeout_ms if self.compensate else self.timeout_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A definition, ready to run."""
+
+    definition: Definition
+    hash: str
+    name: str
+    steps: tuple[PlanStep, ...]
+    index: dict[str, int]
+    roots: tuple[int, ...]
+    leaves: tuple[int, ...]
+    resolve_output: Resolve | None
+    input_validator: SchemaValidator | None
+
+    def policy(self, service: str) -> CircuitPolicy:
+        return self.definition.circuit_policy(service)
+
+
+def compile_plan(definition: Definition) -> Plan:
+    """The plan of a definition, which was checked when it was built."""
+    index = {step.name: place for place, step in enumerate(definition.steps)}
+    dependents: list[list[int]] = [[] for _ in definition.steps]
+    for place, step in enumerate(definition.steps):
+        for need in step.needs:
+            dependents[index[need]].append(place)
+    steps = tuple(
+        PlanStep(
+            index=place,
+            name=step.name,
+            agent=step.agent,
+            needs=tuple(index[need] for need in step.needs),
+            dependents=tuple(dependents[place]),
+            resolve_input=_compile(step.input, index),
+            retry=step.retry,
+            timeout_ms=step.timeout_ms,
+            start_timeout_ms=step.start_timeout_ms,
+            heartbeat_timeout_ms=step.heartbeat_timeout_ms,
+            critical=step.critical,
+            default=step.default,
+            compensate=step.compensate,
+            undo_agent=(step.compensate.agent if step.compensate else None) or step.agent,
+            resolve_undo_input=_compile_undo(step.compensate, step.input, place, index),
+            service=step.service,
+            when_open=step.when_open,
+            fallback=step.fallback,
+            output_validator=SchemaValidator(step.output_schema, "output") if step.output_schema is not None else None,
+        )
+        for place, step in enumerate(definition.steps)
+    )
+    return Plan(
+        definition=definition,
+        hash=definition.hash,
+        name=definition.name,
+        steps=steps,
+        index=index,
+        roots=tuple(step.index for step in steps if not step.needs),
+        leaves=tuple(step.index for step in steps if not step.dependents),
+        resolve_output=_compile(definition.output, index) if definition.output is not None else None,
+        input_validator=definition.input_validator,
+    )
+
+
+def _compile_undo(compensate: Compensation | None, step_input: Binding, place: int, index: dict[str, int]) -> Resolve:
+    if compensate is not None and compensate.input is not None:
+        return _compile(compensate.input, index)
+    resolve_input = _compile(step_input, index)
+    return lambda state: {"input": resolve_input(state), "output": state.steps[place].output}
+
+
+def _compile(binding: Binding, index: dict[str, int]) -> Resolve:
+    match binding:
+        case FromInput(input=path):
+            parts = _parts(path)
+            return lambda state: _walk(state.input, parts)
+        case FromStep(step=step, path=path):
+            place, parts = index[step], _parts(path)
+            return lambda state: _walk(state.steps[place].output, parts)
+        case Value(value=value):
+            return lambda state: value
+        case Fields(fields=fields):
+            inner = [(name, _compile(part, index)) for name, part in fields.items()]
+            return lambda state: {name: resolve(state) for name, resolve in inner}
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(path.split(".")) if path else ()
+
+
+def _walk(value: Any, parts: tuple[str, ...]) -> Any:
+    """The value at a path; None where the path leads nowhere (an optional output that is missing)."""
+    for part in parts:
+        if type(value) is dict:
+            value = value.get(part)
+        elif type(value) is list and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value

@@ -1,0 +1,19 @@
+"""A record of the log, as the fold sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of `events` or `outcomes`. `time_ms` is the broker's LogAppendTime."""
+
+    offset: int
+    time_ms: int
+    key: bytes | None
+    value: bytes | None
+    ce_type: bytes | None
+    ce_id: bytes | None
+    size: int
+    """Bytes of the value."""

@@ -1,0 +1,108 @@
+"""Events that start a workflow, and the definitions that starts wait for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sagalog.schemas.errors import InvalidRecord
+from sagalog.schemas.events import FailureKind, WorkflowStarted
+from sagalog.schemas.ids import check_workflow_id
+from sagalog.schemas.limits import DEADLINE_MS_MAX, DEFINITION_WAIT_MS, PAYLOAD_BYTES_MAX
+
+from .effects import Effect
+from .plan import Plan
+from .progress import begin, finish, move_workflow
+from .state import NEVER, Trigger, WorkflowState
+
+
+def start(
+    workflow_id: str, event: WorkflowStarted, seed: str, size: int, time_ms: int, offset: int, plan: Plan | None,
+    effects: list[Effect],
+) -> WorkflowState:  # fmt: skip
+    """A new workflow: running, waiting for its definition, or rejected with the reason in its result."""
+    name, _, hash_ = event.definition.partition("@")
+    state = WorkflowState(
+        workflow_id=workflow_id,
+        definition=hash_ or (plan.hash if plan else ""),
+        name=name,
+        seed=seed,
+        started_ms=time_ms,
+        now_ms=time_ms,
+        input=event.input,
+        correlation_id=event.correlation_id,
+        at_offset=offset,
+        bytes=size,
+    )
+    problem = _problem(workflow_id, event, size, plan)
+    if problem is not None:
+        reject(state, *problem, effects)
+    elif plan is None:
+        state.start = {"deadline_ms": event.deadline_ms}
+        _wait(state, effects)
+    else:
+        move_workflow(state, Trigger.STARTED, effects)
+        _run(state, plan, event.deadline_ms, effects)
+    return state
+
+
+def definition_arrived(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
+    """A waiting start has its definition now."""
+    assert state.start is not None
+    deadline_ms = state.start["deadline_ms"]
+    state.definition = plan.hash
+    state.start = None
+    problem = input_problem(state.input, plan)
+    if problem is not None:
+        reject(state, FailureKind.INVALID_INPUT, problem, effects)
+        return
+    move_workflow(state, Trigger.DEFINITION_ARRIVED, effects)
+    _run(state, plan, deadline_ms, effects)
+
+
+def definition_missing(state: WorkflowState, effects: list[Effect]) -> None:
+    """A waiting start waited long enough."""
+    named = f"{state.name}@{state.definition}" if state.definition else state.name
+    reject(
+        state,
+        FailureKind.TERMINAL,
+        f"definition: {named!r} is not registered; register it (sagalog definitions register) and start again",
+        effects,
+    )
+
+
+def reject(state: WorkflowState, kind: FailureKind, message: str, effects: list[Effect]) -> None:
+    """The start cannot be accepted; its result says why."""
+    state.failure = {"kind": kind, "message": message, "at_ms": state.now_ms}
+    finish(state, None, Trigger.REFUSED, effects)
+
+
+def input_problem(value: Any, plan: Plan) -> str | None:
+    """What does not fit the definition's input schema, with its path; None when all does."""
+    return plan.input_validator.problem(value) if plan.input_validator is not None else None
+
+
+def _problem(workflow_id: str, event: WorkflowStarted, size: int, plan: Plan | None) -> tuple[FailureKind, str] | None:
+    try:
+        check_workflow_id(workflow_id)
+    except InvalidRecord as error:
+        return FailureKind.INVALID_INPUT, str(error)
+    if size > PAYLOAD_BYTES_MAX:
+        return (
+            FailureKind.INVALID_INPUT,
+            f"input: the start is {size:,} bytes, more than {PAYLOAD_BYTES_MAX:,}; store it elsewhere and pass a reference",
+        )
+    if event.deadline_ms is not None and not 10 <= event.deadline_ms <= DEADLINE_MS_MAX:
+        return FailureKind.INVALID_INPUT, f"deadline_ms: {event.deadline_ms} is not within 10 to {DEADLINE_MS_MAX}"
+    problem = input_problem(event.input, plan) if plan is not None else None
+    return (FailureKind.INVALID_INPUT, problem) if problem is not None else None
+
+
+def _run(state: WorkflowState, plan: Plan, deadline_ms: int | None, effects: list[Effect]) -> None:
+    within = deadline_ms if deadline_ms is not None else plan.definition.deadline_ms
+    state.deadline_ms = state.started_ms + within if within is not None else NEVER
+    begin(state, plan, effects)
+
+
+def _wait(state: WorkflowState, effects: list[Effect]) -> None:
+    move_workflow(state, Trigger.AWAITED, effects)
+    state.deadline_ms = state.now_ms + DEFINITION_WAIT_MS

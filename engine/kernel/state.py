@@ -1,0 +1,357 @@
+"""The state of one workflow, its statuses' tables, and its checkpoint.
+
+Rules:
+- Everything that changes a status goes through `WorkflowState.move` or `StepState.move`, which look the change up in a table.
+- A checkpoint round trip changes nothing: `restore(dump(state))` folds on exactly like `state`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from sagalog.schemas.records import CheckpointRecord, FailureRecord, StepRecord, UndoRecord
+from sagalog.schemas.statuses import TERMINAL, StepStatus, UndoStatus, WorkflowStatus
+
+from .plan import Plan
+
+NEVER: Final = 1 << 62
+"""Later than every deadline."""
+
+
+class Trigger(StrEnum):
+    """What moves a workflow's status."""
+
+    DEFINITION_ARRIVED = "definition_arrived"
+    STARTED = "started"
+    AWAITED = "awaited"
+    REFUSED = "refused"
+    ALL_STEPS_ENDED = "all_steps_ended"
+    ENDED_WITH_GAPS = "ended_with_gaps"
+    STEP_FAILED = "step_failed"
+    CANCELLED = "cancelled"
+    DEADLINE_PASSED = "deadline_passed"
+    NOTHING_TO_UNDO = "nothing_to_undo"
+    UNDONE = "undone"
+    UNDONE_AFTER_CANCEL = "undone_after_cancel"
+    UNDONE_FOR_REVIEW = "undone_for_review"
+    NOT_ALL_UNDONE = "not_all_undone"
+    RECORD_QUARANTINED = "record_quarantined"
+
+
+_W = WorkflowStatus
+_T = Trigger
+
+WORKFLOW_MOVES: Final[dict[tuple[WorkflowStatus | None, Trigger], WorkflowStatus]] = {
+    # a start
+    (None, _T.STARTED): _W.RUNNING,
+    (None, _T.AWAITED): _W.WAITING,
+    (None, _T.REFUSED): _W.REJECTED,
+    (_W.WAITING, _T.DEFINITION_ARRIVED): _W.RUNNING,
+    (_W.WAITING, _T.REFUSED): _W.REJECTED,
+    (_W.WAITING, _T.CANCELLED): _W.CANCELLED,
+    # forward
+    (_W.RUNNING, _T.ALL_STEPS_ENDED): _W.COMPLETED,
+    (_W.RUNNING, _T.ENDED_WITH_GAPS): _W.DEGRADED,
+    (_W.RUNNING, _T.STEP_FAILED): _W.COMPENSATING,
+    (_W.RUNNING, _T.CANCELLED): _W.COMPENSATING,
+    (_W.RUNNING, _T.DEADLINE_PASSED): _W.COMPENSATING,
+    # backward; a compensation cannot be interrupted
+    (_W.COMPENSATING, _T.NOTHING_TO_UNDO): _W.FAILED,
+    (_W.COMPENSATING, _T.UNDONE): _W.COMPENSATED,
+    (_W.COMPENSATING, _T.UNDONE_AFTER_CANCEL): _W.CANCELLED,
+    (_W.COMPENSATING, _T.UNDONE_FOR_REVIEW): _W.REVIEW,
+    (_W.COMPENSATING, _T.NOT_ALL_UNDONE): _W.COMPENSATION_FAILED,
+    # a record that could not be read or folded stops what it belongs to
+    (_W.WAITING, _T.RECORD_QUARANTINED): _W.QUARANTINED,
+    (_W.RUNNING, _T.RECORD_QUARANTINED): _W.QUARANTINED,
+    (_W.COMPENSATING, _T.RECORD_QUARANTINED): _W.QUARANTINED,
+}
+
+_S = StepStatus
+
+STEP_MOVES: Final[frozenset[tuple[StepStatus, StepStatus]]] = frozenset(
+    {
+        (_S.WAITING, _S.RUNNING),
+        (_S.WAITING, _S.CANCELLED),
+        (_S.RUNNING, _S.DONE),
+        (_S.RUNNING, _S.BACKING_OFF),
+        (_S.RUNNING, _S.RUNNING),  # straight on to its fallback agent
+        (_S.RUNNING, _S.DEGRADED),
+        (_S.RUNNING, _S.FAILED),
+        (_S.RUNNING, _S.CANCELLED),  # failed while the workflow was stopping: not tried again
+        (_S.BACKING_OFF, _S.RUNNING),
+        (_S.BACKING_OFF, _S.CANCELLED),
+    }
+)
+
+_U = UndoStatus
+
+UNDO_MOVES: Final[frozenset[tuple[UndoStatus | None, UndoStatus]]] = frozenset(
+    {
+        (None, _U.NOT_NEEDED),
+        (None, _U.PENDING),
+        (_U.PENDING, _U.RUNNING),
+        (_U.RUNNING, _U.DONE),
+        (_U.RUNNING, _U.BACKING_OFF),
+        (_U.RUNNING, _U.FAILED),
+        (_U.BACKING_OFF, _U.RUNNING),
+    }
+)
+
+
+@dataclass(slots=True)
+class UndoState:
+    """One step's entry in the ledger."""
+
+    status: UndoStatus
+    attempt: int = 0
+    order: int = 0
+    started_ms: int = 0
+    finished_ms: int = 0
+    retry_at_ms: int = NEVER
+    failed_attempts: int = 0
+    failures: list[FailureRecord] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class StepState:
+    """One step. `index` is its place in the definition."""
+
+    index: int
+    status: StepStatus = StepStatus.WAITING
+    attempt: int = 0
+    agent: str | None = None
+    """The agent of the newest attempt, when it is not the step's own (a fallback)."""
+    started_ms: int = 0
+    finished_ms: int = 0
+    order: int = 0
+    retry_at_ms: int = NEVER
+    unknown: bool = False
+    stand_in: str | None = None
+    output: Any = None
+    failed_attempts: int = 0
+    failures: list[FailureRecord] = field(default_factory=list)
+    undo: UndoState | None = None
+
+
+@dataclass(slots=True)
+class WorkflowState:
+    """One workflow. A finished one keeps only its status and dates (a stub), by which a second start is recognised."""
+
+    workflow_id: str
+    definition: str
+    """The hash; before the definition is known, what the start named."""
+    name: str
+    seed: str
+    started_ms: int
+    now_ms: int
+    """The clamped clock: the newest time that an event of this workflow brought; it never steps back."""
+    status: WorkflowStatus | None = None
+    input: Any = None
+    deadline_ms: int = NEVER
+    """While waiting: until when for the definition. Finished: until when the id is remembered."""
+    correlation_id: str | None = None
+    failure: FailureRecord | None = None
+    stopped: str | None = None
+    finished_ms: int = 0
+    at_offset: int = -1
+    bytes: int = 0
+    """Encoded size of the payloads held: input and outputs."""
+    open_steps: int = 0
+    ended_steps: int = 0
+    undone_steps: int = 0
+    steps: list[StepState] = field(default_factory=list)
+    start: dict[str, Any] | None = None
+    """What a waiting start asked for beside its input."""
+
+    @property
+    def terminal(self) -> bool:
+        return self.status in TERMINAL
+
+    def move(self, trigger: Trigger) -> tuple[WorkflowStatus | None, WorkflowStatus]:
+        """Applies the table's row; AssertionError (a bug in the fold) when there is none."""
+        before = self.status
+        after = WORKFLOW_MOVES.get((before, trigger))
+        assert after is not None, f"no move from {before} by {trigger}"
+        self.status = after
+        return before, after
+
+    def due_ms(self) -> int:
+        """When the next of the workflow's own timers is due; NEVER without one. Milliseconds since the epoch."""
+        match self.status:
+            case WorkflowStatus.RUNNING:
+                return min(self.deadline_ms, min((s.retry_at_ms for s in self.steps), default=NEVER))
+            case WorkflowStatus.COMPENSATING:
+                return min((s.undo.retry_at_ms for s in self.steps if s.undo is not None), default=NEVER)
+            case WorkflowStatus.QUARANTINED:
+                return NEVER
+            case _:
+                return self.deadline_ms
+
+    def watch_ms(self, plan: Plan) -> int:
+        """The longest time that one of the attempts now out may take to answer; 0 when none is out. Milliseconds."""
+        longest = 0
+        for step in self.steps:
+            spec = plan.steps[step.index]
+            if step.status is StepStatus.RUNNING:
+                longest = max(longest, spec.patience_ms)
+            elif step.undo is not None and step.undo.status is UndoStatus.RUNNING:
+                longest = max(longest, spec.undo_patience_ms)
+        return longest
+
+
+def dump(state: WorkflowState, plan: Plan | None) -> CheckpointRecord:
+    """The checkpoint's JSON document. `plan` is None while the definition is not known, and for stubs."""
+    record: dict[str, Any] = {
+        "v": 1,
+        "status": state.status,
+        "definition": state.definition,
+        "name": state.name,
+        "seed": state.seed,
+        "started_ms": state.started_ms,
+        "now_ms": state.now_ms,
+        "at_offset": state.at_offset,
+    }
+    if state.deadline_ms != NEVER:
+        record["deadline_ms"] = state.deadline_ms
+    if state.correlation_id is not None:
+        record["correlation_id"] = state.correlation_id
+    if state.finished_ms:
+        record["finished_ms"] = state.finished_ms
+        return record  # type: ignore[return-value]
+    record["input"] = state.input
+    record["bytes"] = state.bytes
+    if state.failure is not None:
+        record["failure"] = state.failure
+    if state.stopped is not None:
+        record["stopped"] = state.stopped
+    if state.start is not None:
+        record["start"] = state.start
+    if plan is not None:
+        record["steps"] = dump_steps(state, plan)
+    return record  # type: ignore[return-value]
+
+
+def dump_steps(state: WorkflowState, plan: Plan) -> list[StepRecord]:
+    """The steps' records, in the definition's order."""
+    return [_dump_step(step, plan.steps[step.index].name) for step in state.steps]
+
+
+def _dump_step(step: StepState, name: str) -> StepRecord:
+    record: StepRecord = {"name": name, "status": step.status, "attempt": step.attempt}
+    if step.agent is not None:
+        record["agent"] = step.agent
+    if step.started_ms:
+        record["started_ms"] = step.started_ms
+    if step.finished_ms:
+        record["finished_ms"] = step.finished_ms
+        record["order"] = step.order
+    if step.retry_at_ms != NEVER:
+        record["retry_at_ms"] = step.retry_at_ms
+    if step.unknown:
+        record["unknown"] = True
+    if step.stand_in is not None:
+        record["stand_in"] = step.stand_in
+    if step.output is not None:
+        record["output"] = step.output
+    if step.failures:
+        record["failed_attempts"] = step.failed_attempts
+        record["failures"] = list(step.failures)
+    if step.undo is not None:
+        record["undo"] = _dump_undo(step.undo)
+    return record
+
+
+def _dump_undo(undo: UndoState) -> UndoRecord:
+    record: dict[str, Any] = {"status": undo.status, "attempt": undo.attempt}
+    for key in ("order", "started_ms", "finished_ms"):
+        if value := getattr(undo, key):
+            record[key] = value
+    if undo.retry_at_ms != NEVER:
+        record["retry_at_ms"] = undo.retry_at_ms
+    if undo.failures:
+        record["failed_attempts"] = undo.failed_attempts
+        record["failures"] = list(undo.failures)
+    return record  # type: ignore[return-value]
+
+
+def restore(workflow_id: str, record: dict[str, Any]) -> WorkflowState:
+    """The state in a checkpoint. Checkpoints are the engine's own: what does not fit raises KeyError or ValueError."""
+    state = WorkflowState(
+        workflow_id=workflow_id,
+        definition=record["definition"],
+        name=record["name"],
+        seed=record["seed"],
+        started_ms=record["started_ms"],
+        now_ms=record["now_ms"],
+        status=WorkflowStatus(record["status"]),
+        input=record.get("input"),
+        deadline_ms=record.get("deadline_ms", NEVER),
+        correlation_id=record.get("correlation_id"),
+        failure=record.get("failure"),
+        stopped=record.get("stopped"),
+        finished_ms=record.get("finished_ms", 0),
+        at_offset=record["at_offset"],
+        bytes=record.get("bytes", 0),
+        start=record.get("start"),
+    )
+    state.steps = [_restore_step(index, step) for index, step in enumerate(record.get("steps", ()))]
+    for step in state.steps:
+        state.open_steps += step.finished_ms == 0 and step.status is not StepStatus.CANCELLED
+        state.ended_steps = max(state.ended_steps, step.order)
+        if step.undo is not None:
+            state.undone_steps = max(state.undone_steps, step.undo.order)
+    return state
+
+
+def _restore_step(index: int, record: dict[str, Any]) -> StepState:
+    undo = record.get("undo")
+    return StepState(
+        index=index,
+        status=StepStatus(record["status"]),
+        attempt=record["attempt"],
+        agent=record.get("agent"),
+        started_ms=record.get("started_ms", 0),
+        finished_ms=record.get("finished_ms", 0),
+        order=record.get("order", 0),
+        retry_at_ms=record.get("retry_at_ms", NEVER),
+        unknown=record.get("unknown", False),
+        stand_in=record.get("stand_in"),
+        output=record.get("output"),
+        failed_attempts=record.get("failed_attempts", 0),
+        failures=record.get("failures", []),
+        undo=None if undo is None else _restore_undo(undo),
+    )
+
+
+def _restore_undo(record: dict[str, Any]) -> UndoState:
+    return UndoState(
+        status=UndoStatus(record["status"]),
+        attempt=record["attempt"],
+        order=record.get("order", 0),
+        started_ms=record.get("started_ms", 0),
+        finished_ms=record.get("finished_ms", 0),
+        retry_at_ms=record.get("retry_at_ms", NEVER),
+        failed_attempts=record.get("failed_attempts", 0),
+        failures=record.get("failures", []),
+    )
+
+
+def move_step(step: StepState, after: StepStatus) -> None:
+    """Changes a step's status by its table; AssertionError (a bug in the fold) for a change that is not in it."""
+    assert (step.status, after) in STEP_MOVES, f"no move of step {step.index} from {step.status} to {after}"
+    step.status = after
+    step.retry_at_ms = NEVER
+
+
+def move_undo(step: StepState, after: UndoStatus) -> UndoState:
+    """Changes a step's ledger entry by its table, or makes it."""
+    before = step.undo.status if step.undo is not None else None
+    assert (before, after) in UNDO_MOVES, f"no move of the undoing of step {step.index} from {before} to {after}"
+    if step.undo is None:
+        step.undo = UndoState(after)
+    step.undo.status = after
+    step.undo.retry_at_ms = NEVER
+    return step.undo

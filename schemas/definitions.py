@@ -1,0 +1,321 @@
+"""A definition: a saga as data. One pydantic model serves the Python builder, the JSON form and the JSON Schema.
+
+Rules:
+- A definition is identified by the hash of its canonical JSON; a running workflow stays on its hash for life.
+- What cannot run is refused when the definition is built, with the place, the reason and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import cached_property
+from hashlib import blake2b
+from typing import Annotated, Any, Self
+
+import jsonschema_rs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+
+from . import limits
+from .codec import check_json, decode_object, encode_sorted
+from .errors import InvalidDefinition
+from .ids import NAME_PATTERN
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+TimeoutMs = Annotated[int, Field(ge=10, le=limits.TIMEOUT_MS_MAX)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: Any) -> dict[str, Any]:
+        # The hash must not change when a later version adds a field with a default.
+        fields = type(self).model_fields
+        return {
+            key: value
+            for key, value in handler(self).items()
+            if fields[key].is_required() or getattr(self, key) != fields[key].get_default(call_default_factory=True)
+        }
+
+
+class FromInput(_Model):
+    """A value of the workflow's input. `input` is a dotted path into it; empty means all of it."""
+
+    input: str = Field(max_length=500)
+
+
+class FromStep(_Model):
+    """A value of an earlier step's output. `path` is a dotted path into it; empty means all of it."""
+
+    step: Name
+    path: str = Field(default="", max_length=500)
+
+
+class Value(_Model):
+    """A constant."""
+
+    value: Any
+
+
+class Fields(_Model):
+    """An object, made field by field."""
+
+    fields: dict[str, Binding] = Field(max_length=100)
+
+
+Binding = FromInput | FromStep | Value | Fields
+
+
+class Retry(_Model):
+    """Exponential back-off with full jitter: attempt n waits a random part of min(cap, base * factor ** (n - 1)).
+
+    Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+
+    attempts: int = Field(default=3, ge=1, le=limits.ATTEMPTS_MAX, description="Attempts in all, the first included.")
+    base_ms: int = Field(default=500, ge=1, le=limits.BACKOFF_MS_MAX)
+    factor: float = Field(default=2.0, ge=1.0, le=100.0)
+    cap_ms: int = Field(default=30_000, ge=1, le=limits.BACKOFF_MS_MAX)
+    terminal: tuple[str, ...] = Field(
+        default=(), max_length=50, description="Error types (class names) that are never retried."
+    )
+
+
+class WhenOpen(StrEnum):
+    """What a step does while its service's circuit is open."""
+
+    PARK = "park"
+    FAIL = "fail"
+    FALL_BACK = "fall_back"
+
+
+class Fallback(_Model):
+    """What stands in when the step's own agent failed for good: another agent, or a constant."""
+
+    agent: Name | None = None
+    value: Any = None
+
+    @property
+    def is_value(self) -> bool:
+        return self.agent is None
+
+
+class Compensation(_Model):
+    """How a step is undone. By default the step's agent is asked to, with {"input": ..., "output": ...} of the step."""
+
+    agent: Name | None = Field(default=None, description="Another agent that undoes; none: the step's own.")
+    input: Binding | None = None
+    timeout_ms: TimeoutMs = 30_000
+    retry: Retry = Retry(attempts=10)
+
+
+class Step(_Model):
+    """One step: which agent does it, with what, and what happens when it cannot."""
+
+    name: Name
+    agent: Name
+    needs: tuple[Name, ...] = Field(default=(), max_length=limits.NEEDS_MAX)
+    input: Binding = FromInput(input="")
+    retry: Retry = Retry()
+    timeout_ms: TimeoutMs = Field(default=30_000, description="From the agent's start to its answer, per attempt.")
+    start_timeout_ms: TimeoutMs = Field(
+        default=600_000, description="From the command to the agent's start; past it the attempt counts as lost."
+    )
+    heartbeat_timeout_ms: TimeoutMs | None = Field(
+        default=None, description="A started attempt that is silent for this long counts as lost."
+    )
+    critical: bool = Field(default=True, description="A critical step that fails stops and undoes the workflow.")
+    default: Any = Field(default=None, description="The neutral output of an optional step that failed.")
+    compensate: Compensation | None = None
+    service: Name | None = Field(default=None, description="The external service whose circuit guards this step.")
+    when_open: WhenOpen = WhenOpen.PARK
+    fallback: Fallback | None = None
+    output_schema: dict[str, Any] | None = None
+
+
+class CircuitPolicy(_Model):
+    """When a service's circuit opens, and how it closes again.
+
+    It opens when, in the last `window_ms`, at least `calls_min` calls ended and `failure_ratio` of them failed.
+    """
+
+    failure_ratio: float = Field(default=0.5, gt=0.0, le=1.0)
+    calls_min: int = Field(default=5, ge=1, le=10_000)
+    window_ms: int = Field(default=30_000, ge=100, le=3_600_000)
+    recovery_ms: int = Field(default=10_000, ge=50, le=3_600_000, description="From opening to the one probe.")
+
+
+class Definition(_Model):
+    """A saga: steps that need each other (a directed acyclic graph), with one policy each."""
+
+    name: Name
+    description: str = Field(default="", max_length=2_000)
+    steps: tuple[Step, ...] = Field(min_length=1, max_length=limits.STEPS_MAX)
+    deadline_ms: int | None = Field(
+        default=None, ge=10, le=limits.DEADLINE_MS_MAX, description="From the start to the last step's end."
+    )
+    input_schema: dict[str, Any] | None = None
+    output: Binding | None = Field(
+        default=None, description="None: an object of the outputs of steps that nobody needs."
+    )
+    services: dict[Name, CircuitPolicy] = Field(default_factory=dict, max_length=100)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_definition(self)
+        return self
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """Canonical JSON."""
+        return encode_sorted(self.model_dump(mode="json"))
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hexadecimal digits that identify this content."""
+        return blake2b(self.encoded, digest_size=8).hexdigest()
+
+    @cached_property
+    def input_validator(self) -> SchemaValidator | None:
+        return SchemaValidator(self.input_schema, "input") if self.input_schema is not None else None
+
+    def circuit_policy(self, service: str) -> CircuitPolicy:
+        return self.services.get(service, CircuitPolicy())
+
+
+class SchemaValidator:
+    """A compiled JSON Schema. `problem` says what does not fit, with the path; remote references are never fetched."""
+
+    def __init__(self, schema: Mapping[str, Any], root: str) -> None:
+        try:
+            self._validator = jsonschema_rs.validator_for(dict(schema), retriever=_no_remote)
+        except (ValueError, jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
+            raise InvalidDefinition(root, f"is not a JSON Schema ({str(error).splitlines()[0]})") from None
+        self._root = root
+
+    def problem(self, document: object) -> str | None:
+        """The first violation as "path: problem", or None."""
+        error = next(iter(self._validator.iter_errors(document)), None)
+        if error is None:
+            return None
+        path = ".".join([self._root, *map(str, error.instance_path)])
+        return f"{path}: {error.message[:300]}"
+
+
+def _no_remote(uri: str) -> Any:
+    raise ValueError(f"the schema refers to {uri[:200]}; only references inside the schema are allowed")
+
+
+def parse_definition(document: Mapping[str, Any] | bytes) -> Definition:
+    """The definition in a JSON document. Raises InvalidDefinition that names the path and the problem."""
+    if isinstance(document, bytes):
+        document = decode_object(document, "definition")
+    check_json(dict(document), "definition", limits.DEFINITION_BYTES_MAX)
+    try:
+        return Definition.model_validate(document)
+    except ValidationError as error:
+        raise _as_invalid(error) from None
+
+
+def _as_invalid(error: ValidationError) -> InvalidDefinition:
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidDefinition):
+        return cause
+    path = ".".join(str(part) for part in first["loc"]) or "definition"
+    return InvalidDefinition(path, first["msg"])
+
+
+class _Refused(ValueError, InvalidDefinition):
+    """InvalidDefinition that pydantic lets through its validators."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        InvalidDefinition.__init__(self, field, problem)
+
+
+def _check_definition(definition: Definition) -> None:
+    steps = {step.name: step for step in definition.steps}
+    if len(steps) != len(definition.steps):
+        names = [step.name for step in definition.steps]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Refused(f"steps.{twice}", "stands there twice; give each step its own name")
+    ancestors = _ancestors(definition.steps)
+    for step in definition.steps:
+        where = f"steps.{step.name}"
+        _check_binding(step.input, f"{where}.input", ancestors[step.name])
+        if step.compensate is not None and step.compensate.input is not None:
+            _check_binding(step.compensate.input, f"{where}.compensate.input", ancestors[step.name] | {step.name})
+        if step.when_open is not WhenOpen.PARK and step.service is None:
+            raise _Refused(f"{where}.when_open", f"is {step.when_open.value}, but the step names no service; add one")
+        if step.when_open is WhenOpen.FALL_BACK and step.fallback is None:
+            raise _Refused(f"{where}.when_open", "is fall_back, but the step has no fallback; add one")
+        if step.critical and step.default is not None:
+            raise _Refused(f"{where}.default", "is never used by a critical step; set critical to false or drop it")
+        if step.output_schema is not None:
+            SchemaValidator(step.output_schema, f"{where}.output_schema")
+    if definition.output is not None:
+        _check_binding(definition.output, "output", set(steps))
+    if definition.input_schema is not None:
+        SchemaValidator(definition.input_schema, "input_schema")
+    used = {step.service for step in definition.steps}
+    for service in definition.services:
+        if service not in used:
+            raise _Refused(f"services.{service}", "is used by no step; name it in a step's service or drop it")
+
+
+def _ancestors(steps: tuple[Step, ...]) -> dict[str, set[str]]:
+    """All steps that surely ended before a step starts. Raises for unknown names and cycles."""
+    names = {step.name for step in steps}
+    for step in steps:
+        for need in step.needs:
+            if need not in names:
+                raise _Refused(
+                    f"steps.{step.name}.needs", f"names {need!r}, which is no step; the steps are {sorted(names)}"
+                )
+    ancestors: dict[str, set[str]] = {}
+    left = list(steps)
+    while left:
+        ready = [step for step in left if all(need in ancestors for need in step.needs)]
+        if not ready:
+            raise _Refused(
+                "steps", f"need each other in a cycle: {sorted(step.name for step in left)}; remove one of the needs"
+            )
+        for step in ready:
+            ancestors[step.name] = set(step.needs).union(*(ancestors[need] for need in step.needs))
+        left = [step for step in left if step.name not in ancestors]
+    return ancestors
+
+
+def _check_binding(binding: Binding, where: str, reachable: set[str]) -> None:
+    match binding:
+        case FromStep(step=step):
+            if step not in reachable:
+                raise _Refused(
+                    where, f"takes the output of {step!r}, which need not have ended by then; add it to needs"
+                )
+        case Fields(fields=fields):
+            for name, inner in fields.items():
+                _check_binding(inner, f"{where}.{name}", reachable)
+        case FromInput() | Value():
+            pass
+
+
+def from_input(path: str = "") -> FromInput:
+    """Binds to the workflow's input, or to the part of it at a dotted path."""
+    return FromInput(input=path)
+
+
+def from_step(step: str, path: str = "") -> FromStep:
+    """Binds to a step's output, or to the part of it at a dotted path."""
+    return FromStep(step=step, path=path)
+
+
+def fields(**bindings: Binding | Any) -> Fields:
+    """Binds an object field by field; anything that is not a binding is a constant."""
+    return Fields(
+        fields={
+            name: binding if isinstance(binding, FromInput | FromStep | Value | Fields) else Value(value=binding)
+            for name, binding in bindings.items()
+        }
+    )

@@ -1,0 +1,211 @@
+"""The events topic: every input of every workflow, one dataclass a kind.
+
+An event's kind is in the CloudEvents header `ce_type`, its id in `ce_id`, its time is the broker's LogAppendTime, and its
+value is the JSON of the dataclass. To add a kind: a dataclass here, its row in KINDS, and a `case` in the kernel.
+
+Rule: `parse_event` raises InvalidRecord and nothing else, whatever the bytes; the caller sends those to quarantine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from .codec import decode_object
+from .errors import InvalidRecord
+from .ids import Direction
+
+TYPE_PREFIX: Final = "sagalog."
+
+
+class FailureKind(StrEnum):
+    """Why an attempt, a step or a workflow failed."""
+
+    RETRYABLE = "retryable"
+    TERMINAL = "terminal"
+    TIMEOUT = "timeout"
+    LOST = "lost"
+    INVALID_INPUT = "invalid_input"
+    INVALID_OUTPUT = "invalid_output"
+    CIRCUIT_OPEN = "circuit_open"
+    REVIEW_NEEDED = "review_needed"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+
+
+RETRIED: Final = frozenset({FailureKind.RETRYABLE, FailureKind.TIMEOUT, FailureKind.LOST, FailureKind.INVALID_OUTPUT})
+UNKNOWN_OUTCOME: Final = frozenset({FailureKind.TIMEOUT, FailureKind.LOST})
+"""After these nobody knows whether the agent did it: a compensation must assume that it did."""
+
+SERVICE_FAULTS: Final = frozenset({FailureKind.RETRYABLE, FailureKind.TIMEOUT, FailureKind.LOST})
+"""What counts against the service's circuit: a business refusal or a bad input is the service doing its work."""
+
+
+class Timer(StrEnum):
+    """Which of a workflow's deadlines fired."""
+
+    RETRY = "retry"
+    UNDO_RETRY = "undo_retry"
+    DEADLINE = "deadline"
+    DEFINITION = "definition"
+    FORGET = "forget"
+    CIRCUIT = "circuit"
+    """Of a service's circuit, in the outcomes topic."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowStarted:
+    """A request to run a workflow. `definition` is a name (the newest the partition knows) or `name@hash`."""
+
+    definition: str
+    input: Any = None
+    deadline_ms: int | None = None
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepCompleted:
+    """An attempt's result. For the direction `compensate`, the step is undone."""
+
+    step: str
+    attempt: int
+    direction: Direction
+    token: str
+    output: Any = None
+    agent: str | None = None
+    duration_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    """An attempt's failure, as the agent's host saw it."""
+
+    step: str
+    attempt: int
+    direction: Direction
+    token: str
+    kind: FailureKind
+    message: str
+    error_type: str | None = None
+    details: Any = None
+    retry_after_ms: int | None = None
+    agent: str | None = None
+    duration_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """Stop the workflow and undo what it did."""
+
+    reason: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """Engine event: one of the workflow's deadlines is due. `step` and `attempt` for the retries."""
+
+    epoch: int
+    timer: Timer
+    step: str | None = None
+    attempt: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptLost:
+    """Engine event: no answer came in time, and none of the agent's host either."""
+
+    epoch: int
+    step: str
+    attempt: int
+    direction: Direction
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRefused:
+    """Engine event: the service's circuit is open and the step does not wait."""
+
+    epoch: int
+    step: str
+    attempt: int
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """Engine event: a record of this workflow could not be read or folded; it stops until somebody looks."""
+
+    epoch: int
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DefinitionRegistered:
+    """Broadcast into every partition, so that any version of a log folds without looking elsewhere."""
+
+    definition: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """Engine event: `member` owns the partition from this record's offset on. Of two claims to one epoch the first wins."""
+
+    epoch: int
+    member: str
+
+
+Event = (
+    WorkflowStarted
+    | StepCompleted
+    | StepFailed
+    | CancelRequested
+    | TimerFired
+    | AttemptLost
+    | AttemptRefused
+    | Quarantined
+    | DefinitionRegistered
+    | Owned
+)
+
+KINDS: Final[dict[str, type[Any]]] = {
+    "sagalog.workflow-started.v1": WorkflowStarted,
+    "sagalog.step-completed.v1": StepCompleted,
+    "sagalog.step-failed.v1": StepFailed,
+    "sagalog.cancel-requested.v1": CancelRequested,
+    "sagalog.timer-fired.v1": TimerFired,
+    "sagalog.attempt-lost.v1": AttemptLost,
+    "sagalog.attempt-refused.v1": AttemptRefused,
+    "sagalog.quarantined.v1": Quarantined,
+    "sagalog.definition-registered.v1": DefinitionRegistered,
+    "sagalog.owned.v1": Owned,
+}
+TYPE_OF: Final[dict[type[Any], str]] = {kind: name for name, kind in KINDS.items()}
+
+# Strict: "3" is not 3, and 1 is not "1". Enums still come in as their text.
+_ADAPTERS: Final = {name.encode(): TypeAdapter(kind) for name, kind in KINDS.items()}
+
+
+def parse_event(ce_type: bytes | None, value: bytes | None) -> Event:
+    """The event in a record. Raises InvalidRecord: no or an unknown type, not JSON, too deep, fields that do not fit."""
+    if ce_type is None:
+        raise InvalidRecord("ce_type", "is missing; send the CloudEvents headers of the binary mode")
+    adapter = _ADAPTERS.get(ce_type)
+    if adapter is None:
+        raise InvalidRecord("ce_type", f"{ce_type[:80]!r} is unknown; known are {', '.join(sorted(KINDS))}")
+    try:
+        event: Event = adapter.validate_python(decode_object(value))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidRecord(".".join(map(str, first["loc"])) or "value", first["msg"]) from None
+    return event
+
+
+def encode_event(event: Event) -> bytes:
+    """The JSON value of an event, without fields that have their default None."""
+    return orjson.dumps({name: value for name in event.__slots__ if (value := getattr(event, name)) is not None})

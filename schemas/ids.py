@@ -1,0 +1,70 @@
+"""Ids: which are legal, and how those of effects are derived.
+
+Rule: every effect's id is a function of (workflow, step, attempt, direction), so that an effect sent twice is recognised.
+"""
+
+import re
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Final
+
+from .errors import InvalidRecord
+from .limits import NAME_CHARS_MAX, WORKFLOW_ID_BYTES_MAX
+
+NAME_PATTERN: Final = rf"^[a-z][a-z0-9_-]{{0,{NAME_CHARS_MAX - 1}}}$"
+_NAME: Final = re.compile(NAME_PATTERN)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Direction(StrEnum):
+    """What a command asks of its agent."""
+
+    EXECUTE = "execute"
+    COMPENSATE = "compensate"
+
+
+def check_name(name: str, field: str) -> str:
+    """A definition, step, agent or service name: lower case, digits, `-` and `_`, at most 63 characters."""
+    if not _NAME.match(name):
+        raise InvalidRecord(
+            field,
+            f"{name!r} is no name: use lower-case letters, digits, '-' and '_', a letter first, at most {NAME_CHARS_MAX}",
+        )
+    return name
+
+
+def check_workflow_id(workflow_id: str, field: str = "workflow_id") -> str:
+    """Any text of 1 to 255 bytes of UTF-8 without control characters that does not start with '@' (the engine's own keys)."""
+    try:
+        size = len(workflow_id.encode())
+    except UnicodeEncodeError:
+        raise InvalidRecord(field, "holds half of a surrogate pair; it must be valid Unicode") from None
+    if not 1 <= size <= WORKFLOW_ID_BYTES_MAX:
+        raise InvalidRecord(field, f"is {size} bytes; 1 to {WORKFLOW_ID_BYTES_MAX} are allowed")
+    if workflow_id[0] == "@":
+        raise InvalidRecord(
+            field, f"{workflow_id[:40]!r} starts with '@', which marks the engine's own keys; choose another id"
+        )
+    if _CONTROL.search(workflow_id):
+        raise InvalidRecord(field, "holds control characters; remove them")
+    return workflow_id
+
+
+def command_id(workflow_id: str, step: str, attempt: int, direction: Direction) -> str:
+    """The id of one attempt's command: the same for every time it is sent."""
+    return f"{workflow_id}/{step}/{attempt}/{direction.value}"
+
+
+def idempotency_key(workflow_id: str, step: str) -> str:
+    """What an agent de-duplicates its effect on the world by: the same for all attempts, and for the compensation."""
+    return f"{workflow_id}/{step}"
+
+
+def token(seed: str, command: str) -> str:
+    """What a result must return to be believed. `seed` is known to the engine and the starter only."""
+    return blake2b(command.encode(), key=seed.encode()[:64], digest_size=9).hexdigest()
+
+
+def fraction(seed: str, command: str) -> float:
+    """A number in [0, 1) that stands in for chance where the fold needs jitter: the same on every folding."""
+    return int.from_bytes(blake2b(command.encode(), key=seed.encode()[:64], digest_size=7).digest()) / (1 << 56)

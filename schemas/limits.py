@@ -1,0 +1,43 @@
+"""Every limit of the records, in one place. Sizes are bytes, times are milliseconds, unless the name says otherwise.
+
+A limit is part of the contract: a client refuses what exceeds it, and the fold rejects what another client wrote anyway.
+"""
+
+from typing import Final
+
+WORKFLOW_ID_BYTES_MAX: Final = 255
+NAME_CHARS_MAX: Final = 63
+
+JSON_DEPTH_MAX: Final = 64
+"""orjson loads deeper documents than it dumps: what could not be written again is refused at the door."""
+JSON_INTEGER_MAX: Final = 2**63 - 1
+
+PAYLOAD_BYTES_MAX: Final = 262_144
+"""One workflow input or one step output, encoded."""
+STATE_BYTES_MAX: Final = 786_432
+"""The payloads that one workflow's state may hold: its checkpoint must fit into one record of the broker's 1 MiB default."""
+RECORD_BYTES_MAX: Final = 1_000_000
+"""One record with key and headers. A larger one would be refused by the broker and kill the idempotent producer."""
+
+DEFINITION_BYTES_MAX: Final = 262_144
+STEPS_MAX: Final = 200
+NEEDS_MAX: Final = 50
+ATTEMPTS_MAX: Final = 100
+TIMEOUT_MS_MAX: Final = 7 * 24 * 3600 * 1000
+DEADLINE_MS_MAX: Final = 366 * 24 * 3600 * 1000
+BACKOFF_MS_MAX: Final = 24 * 3600 * 1000
+
+FAILURE_MESSAGE_CHARS_MAX: Final = 1_000
+FAILURE_DETAILS_BYTES_MAX: Final = 16_384
+FAILURES_KEPT_MAX: Final = 20
+"""Failures kept per step and direction, the newest; the log has them all and the state counts them."""
+
+REMEMBER_MS: Final = 7 * 24 * 3600 * 1000
+"""How long the id of a finished workflow is remembered, so that a second start with it is recognised."""
+DEFINITION_WAIT_MS: Final = 10_000
+"""How long a start waits for a definition that its partition has not seen yet, before it is rejected."""
+
+OUTCOME_CALLS_MAX: Final = 500
+"""Calls in one record of the outcomes topic."""
+QUARANTINE_VALUE_BYTES_MAX: Final = 65_536
+"""How much of a record that could not be read is kept beside its origin."""

@@ -1,0 +1,257 @@
+"""The engine's outputs besides commands: checkpoints, results, dead letters, reviews, outcomes, circuits, quarantine, health.
+
+They are plain JSON objects, described here as TypedDicts; the JSON Schemas are exported from the same types.
+Every one carries `at_offset`, the offset in `events` (or `outcomes`) of the record that caused it, so that a reader can tell
+the newer of two and recognise one that was sent twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from typing_extensions import NotRequired, TypedDict
+
+TYPE_CHECKPOINT: Final = "sagalog.checkpoint.v1"
+TYPE_MARKER: Final = "sagalog.marker.v1"
+TYPE_DEFINITION: Final = "sagalog.definition.v1"
+TYPE_RESULT: Final = "sagalog.result.v1"
+TYPE_DEAD_LETTER: Final = "sagalog.dead-letter.v1"
+TYPE_REVIEW: Final = "sagalog.review.v1"
+TYPE_OUTCOME: Final = "sagalog.outcome.v1"
+TYPE_CIRCUIT: Final = "sagalog.circuit.v1"
+TYPE_QUARANTINE: Final = "sagalog.quarantine.v1"
+TYPE_HEALTH: Final = "sagalog.health.v1"
+
+MARKER_KEY: Final = "@marker"
+DEFINITION_KEY: Final = "@definition/"
+OWNER_KEY: Final = "@owner"
+"""Keys of the engine's own records in workflow-keyed topics; no workflow id starts with '@'."""
+
+
+class FailureRecord(TypedDict):
+    """One failed attempt, or the cause of a workflow's failure."""
+
+    kind: str
+    message: str
+    at_ms: int
+    step: NotRequired[str]
+    attempt: NotRequired[int]
+    agent: NotRequired[str]
+    error_type: NotRequired[str]
+    details: NotRequired[Any]
+
+
+class UndoRecord(TypedDict):
+    """One step's entry in the ledger: what became of its compensation."""
+
+    status: str
+    attempt: int
+    order: NotRequired[int]
+    """1 for the step that was asked to be undone first."""
+    started_ms: NotRequired[int]
+    finished_ms: NotRequired[int]
+    failures: NotRequired[list[FailureRecord]]
+
+
+class StepRecord(TypedDict):
+    """One step as checkpoints, results and PostgreSQL show it."""
+
+    name: str
+    status: str
+    attempt: int
+    agent: NotRequired[str]
+    started_ms: NotRequired[int]
+    finished_ms: NotRequired[int]
+    order: NotRequired[int]
+    """1 for the step that ended first."""
+    retry_at_ms: NotRequired[int]
+    unknown: NotRequired[bool]
+    """An attempt timed out or was lost: it may have had its effect."""
+    stand_in: NotRequired[str]
+    """What stands in for the output of a degraded step: `default`, `fallback` or `fallback:<agent>`."""
+    output: NotRequired[Any]
+    failed_attempts: NotRequired[int]
+    failures: NotRequired[list[FailureRecord]]
+    """The newest 20."""
+    undo: NotRequired[UndoRecord]
+
+
+class MissingRecord(TypedDict):
+    """One line of the manifest: what a degraded result lacks, why, and what stands in."""
+
+    step: str
+    why: str
+    kind: str
+    stand_in: str
+
+
+class WithheldRecord(TypedDict):
+    """An annotation: a command that is ready but not sent yet, and why. Not part of the state's digest."""
+
+    step: str
+    attempt: int
+    direction: str
+    reason: str
+    since_ms: int
+    service: NotRequired[str]
+
+
+class CheckpointRecord(TypedDict):
+    """`checkpoints`, key = workflow id: the fold's state at an offset. A finished workflow has no steps (a stub)."""
+
+    v: int
+    status: str
+    definition: str
+    name: str
+    seed: str
+    started_ms: int
+    now_ms: int
+    at_offset: int
+    input: NotRequired[Any]
+    deadline_ms: NotRequired[int]
+    correlation_id: NotRequired[str]
+    failure: NotRequired[FailureRecord]
+    stopped: NotRequired[str]
+    """Why a quarantined workflow is stopped."""
+    finished_ms: NotRequired[int]
+    bytes: NotRequired[int]
+    steps: NotRequired[list[StepRecord]]
+
+
+class MarkerRecord(TypedDict):
+    """`checkpoints`, key = @marker: what the checkpoints of this partition amount to."""
+
+    at_offset: int
+    """The last applied offset; -1 before the first."""
+    epoch: int
+    member: str
+    definitions: list[str]
+    """Hashes, in the order in which the partition saw them."""
+    workflows: int
+    digest: str
+    """Sum over all live checkpoints of blake2b-64(key, value), modulo 2**64, in hexadecimal."""
+
+
+class ResultRecord(TypedDict):
+    """`results`, key = workflow id: how it ended, with all that the rows of a finished workflow need."""
+
+    workflow_id: str
+    definition: str
+    name: str
+    status: str
+    started_ms: int
+    finished_ms: int
+    at_offset: int
+    input: NotRequired[Any]
+    output: NotRequired[Any]
+    completeness: float
+    """Steps that delivered their own output, over all steps: 1.0 when nothing is missing."""
+    missing: list[MissingRecord]
+    failure: NotRequired[FailureRecord]
+    correlation_id: NotRequired[str]
+    steps: list[StepRecord]
+
+
+class DeadLetterRecord(TypedDict):
+    """`dead-letters`, key = workflow id: a command that failed for good, with every attempt."""
+
+    id: str
+    workflow_id: str
+    definition: str
+    name: str
+    step: str
+    agent: str
+    direction: str
+    at_ms: int
+    at_offset: int
+    input: Any
+    failures: list[FailureRecord]
+    failed_attempts: int
+
+
+class ReviewRecord(TypedDict):
+    """`reviews`, key = workflow id: work that waits for a person, with what they need to decide."""
+
+    id: str
+    workflow_id: str
+    definition: str
+    name: str
+    step: NotRequired[str]
+    kind: str
+    """`review_needed` (the step asked for a person), `compensation_failed` or `quarantined`."""
+    reason: str
+    details: NotRequired[Any]
+    input: NotRequired[Any]
+    at_ms: int
+    at_offset: int
+
+
+class OutcomeRecord(TypedDict):
+    """`outcomes`, key = service: how calls to it ended, as one partition's processor saw them."""
+
+    service: str
+    partition: int
+    at_offset: int
+    """The newest offset in `events` that this record covers."""
+    calls: list[list[int]]
+    """[offset, 1 for ok or 0 for a fault of the service, at_ms] each, in the order of offsets."""
+    agents: NotRequired[dict[str, list[int]]]
+    """Per agent [ok, failed]; for the watch."""
+    parked: NotRequired[int]
+    """Commands that wait for the circuit in this partition; the partition is a candidate for the probe."""
+    policy: dict[str, Any]
+    """The CircuitPolicy of the newest definition that named the service."""
+
+
+class CircuitRecord(TypedDict):
+    """`circuits`, key = service: the circuit's state."""
+
+    v: int
+    service: str
+    status: str
+    since_ms: int
+    now_ms: int
+    at_offset: int
+    opened: int
+    """How often it opened since it is known."""
+    reason: NotRequired[str]
+    half_open_at_ms: NotRequired[int]
+    probe: NotRequired[int]
+    """The partition of `events` that may send one command while half open."""
+    probe_until_ms: NotRequired[int]
+    candidates: NotRequired[list[int]]
+    window: NotRequired[list[list[int]]]
+    seen: NotRequired[dict[str, int]]
+    policy: dict[str, Any]
+
+
+class QuarantineRecord(TypedDict):
+    """`quarantine`, key = origin: a record that could not be read or folded."""
+
+    origin: str
+    """topic/partition/offset"""
+    reason: str
+    stage: str
+    """`decode` or `fold`"""
+    at_ms: int
+    key: str | None
+    """Base64."""
+    value: str | None
+    """Base64, at most the first 64 KiB."""
+    value_bytes: int
+    headers: list[list[str]]
+    workflow_id: NotRequired[str]
+
+
+class HealthRecord(TypedDict):
+    """`health`, key = agent: its error rate in a sliding window, and whether an alert is raised."""
+
+    agent: str
+    at_ms: int
+    window_ms: int
+    ok: int
+    failed: int
+    error_rate: float
+    alert: bool
+    since_ms: int
+    """When the alert was raised or cleared last."""
