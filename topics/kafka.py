@@ -1,0 +1,554 @@
+"""The log port on a real Kafka, by aiokafka. Nothing else in the project imports the client.
+
+What the client does that one would not expect, and what is done about it here:
+- A send that fails without being awaited does not stop a commit: `transact` awaits every send first.
+- After an error, a timeout or a cancellation in a transaction the producer's state is not to be trusted: it is closed for good.
+- `stop()` in the middle of a transaction leaves it open until it times out, and read-committed readers wait: abort first.
+- One oversized record kills an idempotent producer for its partition: sizes are checked before.
+- A deserialiser that raises is called with the same record for ever: bytes only.
+- `committed()` of a consumer returns no metadata: the admin client's offsets do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
+from aiokafka import TopicPartition as KafkaTopicPartition
+from aiokafka import errors as kafka_errors
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from sagalog.schemas.limits import RECORD_BYTES_MAX
+
+from .log import (
+    Consumer,
+    Fenced,
+    Headers,
+    LogError,
+    LogUnavailable,
+    Message,
+    NotAssigned,
+    OnAssigned,
+    OnRevoked,
+    Out,
+    Producer,
+    ProducerBroken,
+    RecordTooLarge,
+    TopicDescription,
+    TopicPartition,
+    TransactionalProducer,
+)
+
+logger = logging.getLogger(__name__)
+
+BATCH_BYTES_MAX: Final = 262_144
+REQUEST_BYTES_MAX: Final = 1_048_576
+FETCH_PARTITION_BYTES_MAX: Final = 4 * 1_048_576
+PROBE_TIMEOUT_S: Final = 30.0
+TRANSACTION_TIMEOUT_MS: Final = 10_000
+"""How long read-committed readers may have to wait for a writer that died in a transaction and was not fenced."""
+CLOSE_TIMEOUT_S: Final = 10.0
+RECORD_OVERHEAD_BYTES: Final = 64
+
+_FENCED = (
+    kafka_errors.ProducerFenced,
+    kafka_errors.InvalidProducerEpoch,
+    kafka_errors.OutOfOrderSequenceNumber,
+    kafka_errors.DuplicateSequenceNumber,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSecurity:
+    """How to reach a secured cluster; the defaults are plain text."""
+
+    protocol: str = "PLAINTEXT"
+    mechanism: str = "PLAIN"
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    cafile: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"security_protocol": self.protocol}
+        if self.protocol in ("SSL", "SASL_SSL"):
+            options["ssl_context"] = ssl.create_default_context(cafile=self.cafile)
+        if self.protocol.startswith("SASL"):
+            options |= {
+                "sasl_mechanism": self.mechanism,
+                "sasl_plain_username": self.username,
+                "sasl_plain_password": self.password,
+            }
+        return options
+
+
+class KafkaLog:
+    """A Kafka cluster. `session_timeout_ms` is how long a silent group member keeps its partitions."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        security: KafkaSecurity | None = None,
+        session_timeout_ms: int = 10_000,
+        request_timeout_ms: int = 30_000,
+    ) -> None:
+        self.bootstrap = bootstrap
+        self._options = {
+            "bootstrap_servers": bootstrap,
+            "request_timeout_ms": request_timeout_ms,
+            **(security or KafkaSecurity()).options(),
+        }
+        self._session_timeout_ms = session_timeout_ms
+        self._admin: AIOKafkaAdminClient | None = None
+        self._admin_lock = asyncio.Lock()
+
+    # --- readers
+
+    async def join(
+        self,
+        group: str,
+        topics: Sequence[str],
+        on_assigned: OnAssigned,
+        on_revoked: OnRevoked,
+        *,
+        start_at_end: bool = False,
+    ) -> Consumer:
+        consumer = AIOKafkaConsumer(
+            **self._options,
+            group_id=group,
+            client_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="latest" if start_at_end else "earliest",
+            session_timeout_ms=self._session_timeout_ms,
+            heartbeat_interval_ms=max(100, self._session_timeout_ms // 4),
+            max_poll_interval_ms=300_000,
+            max_partition_fetch_bytes=FETCH_PARTITION_BYTES_MAX,
+            fetch_max_wait_ms=100,
+            check_crcs=True,
+        )
+        consumer.subscribe(topics=list(topics), listener=_Listener(on_assigned, on_revoked))
+        return await self._started(consumer)
+
+    async def read(
+        self, positions: Mapping[TopicPartition, int | None], *, committed: bool, client_id: str = "reader"
+    ) -> Consumer:
+        consumer = AIOKafkaConsumer(
+            **self._options,
+            client_id=client_id,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed" if committed else "read_uncommitted",
+            max_partition_fetch_bytes=FETCH_PARTITION_BYTES_MAX,
+            fetch_max_wait_ms=100,
+        )
+        wrapped = await self._started(consumer)
+        consumer.assign([KafkaTopicPartition(*partition) for partition in positions])
+        unset = [KafkaTopicPartition(*partition) for partition, offset in positions.items() if offset is None]
+        if unset:
+            await consumer.seek_to_beginning(*unset)
+        for partition, offset in positions.items():
+            if offset is not None:
+                consumer.seek(KafkaTopicPartition(*partition), offset)
+        return wrapped
+
+    async def _started(self, consumer: AIOKafkaConsumer) -> _KafkaConsumer:
+        try:
+            await consumer.start()
+        except BaseException as error:
+            await consumer.stop()
+            if isinstance(error, kafka_errors.KafkaError):
+                raise self._unavailable(error) from error
+            raise
+        return _KafkaConsumer(consumer)
+
+    # --- writers
+
+    async def producer(self, client_id: str) -> Producer:
+        producer = AIOKafkaProducer(
+            **self._options,
+            client_id=client_id,
+            enable_idempotence=True,
+            max_batch_size=BATCH_BYTES_MAX,
+            max_request_size=REQUEST_BYTES_MAX,
+        )
+        await self._start(producer)
+        return _KafkaProducer(producer)
+
+    async def transactional(self, transactional_id: str) -> TransactionalProducer:
+        producer = AIOKafkaProducer(
+            **self._options,
+            client_id=transactional_id,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            max_batch_size=BATCH_BYTES_MAX,
+            max_request_size=REQUEST_BYTES_MAX,
+        )
+        await self._start(producer)
+        return _KafkaTransactionalProducer(producer, transactional_id)
+
+    async def _start(self, producer: AIOKafkaProducer) -> None:
+        try:
+            await producer.start()
+        except BaseException as error:
+            await producer.stop()
+            if isinstance(error, kafka_errors.KafkaError):
+                raise self._unavailable(error) from error
+            raise
+
+    # --- the cluster
+
+    async def committed(
+        self, group: str, partitions: Iterable[TopicPartition]
+    ) -> dict[TopicPartition, tuple[int, str]]:
+        admin = await self._administrator()
+        wanted = [KafkaTopicPartition(*partition) for partition in partitions]
+        offsets = await _translated(
+            admin.list_consumer_group_offsets(group, partitions=wanted), "reading group offsets"
+        )
+        return {
+            TopicPartition(partition.topic, partition.partition): (found.offset, found.metadata or "")
+            for partition, found in offsets.items()
+            if found.offset >= 0
+        }
+
+    async def partitions(self, topic: str) -> int | None:
+        found = (await self.describe_names([topic])).get(topic)
+        return found[0] if found is not None else None
+
+    async def describe_names(self, topics: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Partitions and replication of the topics that exist."""
+        admin = await self._administrator()
+        described = await _translated(admin.describe_topics(list(topics)), "reading the cluster's metadata")
+        return {
+            topic["topic"]: (len(topic["partitions"]), len(topic["partitions"][0]["replicas"]))
+            for topic in described
+            if topic["error_code"] == 0 and topic["partitions"]
+        }
+
+    async def describe(self, topics: Sequence[str]) -> dict[str, TopicDescription]:
+        names = await self.describe_names(topics)
+        if not names:
+            return {}
+        admin = await self._administrator()
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+        answers = await _translated(admin.describe_configs(resources), "reading topic configurations")
+        found: dict[str, TopicDescription] = {}
+        for answer in answers:
+            for error_code, message, _, name, entries in answer.resources:
+                if error_code:
+                    raise LogError(f"the configuration of topic {name} cannot be read: {message or error_code}")
+                config = {entry[0]: entry[1] for entry in entries}
+                found[name] = TopicDescription(name, *names[name], config)
+        return found
+
+    async def create(self, topics: Mapping[str, tuple[int, int, Mapping[str, str]]]) -> None:
+        admin = await self._administrator()
+        new = [
+            NewTopic(name, partitions, replication, topic_configs=dict(config))
+            for name, (partitions, replication, config) in topics.items()
+        ]
+        answer = await _translated(admin.create_topics(new), "creating topics")
+        for name, code, message in (
+            (error[0], error[1], error[2] if len(error) > 2 else "") for error in answer.topic_errors
+        ):
+            if code not in (0, kafka_errors.TopicAlreadyExistsError.errno):
+                raise LogError(f"topic {name} cannot be created: {message or kafka_errors.for_code(code).__name__}")
+
+    async def close(self) -> None:
+        if self._admin is not None:
+            await self._admin.close()
+            self._admin = None
+
+    async def _administrator(self) -> AIOKafkaAdminClient:
+        async with self._admin_lock:
+            if self._admin is None:
+                admin = AIOKafkaAdminClient(**self._options, client_id="sagalog-admin")
+                try:
+                    await admin.start()
+                except BaseException as error:
+                    await admin.close()
+                    if isinstance(error, kafka_errors.KafkaError):
+                        raise self._unavailable(error) from error
+                    raise
+                self._admin = admin
+            return self._admin
+
+    def _unavailable(self, error: Exception) -> LogUnavailable:
+        return LogUnavailable(
+            f"no Kafka broker answers at {self.bootstrap} ({error}); start one, or correct SAGALOG_BOOTSTRAP"
+        )
+
+
+async def _translated(awaitable: Any, doing: str) -> Any:
+    try:
+        return await awaitable
+    except (kafka_errors.KafkaError, TimeoutError) as error:
+        raise LogError(f"{doing} failed: {type(error).__name__}: {error}") from error
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, on_assigned: OnAssigned, on_revoked: OnRevoked) -> None:
+        self._on_assigned = on_assigned
+        self._on_revoked = on_revoked
+
+    async def on_partitions_assigned(self, assigned: Iterable[KafkaTopicPartition]) -> None:
+        await self._on_assigned({TopicPartition(*partition) for partition in assigned})
+
+    async def on_partitions_revoked(self, revoked: Iterable[KafkaTopicPartition]) -> None:
+        await self._on_revoked({TopicPartition(*partition) for partition in revoked})
+
+
+class _KafkaConsumer:
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+
+    async def poll(self, timeout_ms: int, max_records: int) -> Mapping[TopicPartition, Sequence[Message]]:
+        try:
+            # aiokafka's TopicPartition is a named tuple of the same fields: equal to ours, and hashed alike.
+            batches: Mapping[Any, Sequence[Message]] = await self._consumer.getmany(
+                timeout_ms=timeout_ms, max_records=max_records
+            )
+        except kafka_errors.KafkaError as error:
+            raise LogError(f"reading failed: {type(error).__name__}: {error}") from error
+        return batches
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self._consumer.seek(KafkaTopicPartition(*partition), offset)
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        self._consumer.pause(*(KafkaTopicPartition(*partition) for partition in partitions))
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        self._consumer.resume(*(KafkaTopicPartition(*partition) for partition in partitions))
+
+    def assignment(self) -> set[TopicPartition]:
+        return {TopicPartition(*partition) for partition in self._consumer.assignment()}
+
+    async def position(self, partition: TopicPartition) -> int:
+        return int(await self._consumer.position(KafkaTopicPartition(*partition)))
+
+    async def commit(self, offsets: Mapping[TopicPartition, tuple[int, str]]) -> None:
+        try:
+            await self._consumer.commit({KafkaTopicPartition(*tp): offset for tp, offset in offsets.items()})
+        except (kafka_errors.CommitFailedError, kafka_errors.IllegalStateError) as error:
+            raise NotAssigned(f"the group has moved on: {error}") from error
+        except kafka_errors.KafkaError as error:
+            raise LogError(f"committing offsets failed: {type(error).__name__}: {error}") from error
+
+    async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        wanted = [KafkaTopicPartition(*partition) for partition in partitions]
+        found = await _translated(self._consumer.beginning_offsets(wanted), "reading offsets")
+        return {TopicPartition(*partition): offset for partition, offset in found.items()}
+
+    async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        wanted = [KafkaTopicPartition(*partition) for partition in partitions]
+        found = await _translated(self._consumer.end_offsets(wanted), "reading offsets")
+        return {TopicPartition(*partition): offset for partition, offset in found.items()}
+
+    async def close(self) -> None:
+        await _bounded(self._consumer.stop(), "consumer")
+
+
+def check_size(topic: str, record: Out) -> None:
+    """Raises RecordTooLarge."""
+    size = record_bytes(record)
+    if size > RECORD_BYTES_MAX:
+        key = (record.key or b"")[:80]
+        raise RecordTooLarge(
+            f"a record for {topic} with key {key!r} is {size:,} bytes, more than {RECORD_BYTES_MAX:,}; make its payload smaller"
+        )
+
+
+def record_bytes(record: Out) -> int:
+    """What a record takes in a batch, a little rounded up."""
+    size = RECORD_OVERHEAD_BYTES + len(record.key or b"") + len(record.value or b"")
+    for name, value in record.headers:
+        size += len(name) + len(value) + 8
+    return size
+
+
+@dataclass(slots=True)
+class _Queued:
+    records: Sequence[Out]
+    done: asyncio.Future[None]
+    next: int = 0
+    """The first record that is not in a batch yet."""
+
+
+class _KafkaProducer:
+    """Batches what is appended while the batch before is on its way: latency when idle, throughput under load."""
+
+    def __init__(self, producer: AIOKafkaProducer) -> None:
+        self._producer = producer
+        self._queues: dict[TopicPartition, deque[_Queued]] = {}
+        self._drains: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._pending = 0
+        self._broken: Exception | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def pending(self) -> int:
+        return self._pending
+
+    def append(self, topic: str, partition: int, records: Sequence[Out]) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = self._loop.create_future()
+        if self._broken is not None:
+            done.set_exception(ProducerBroken(f"an earlier send failed ({self._broken}); make a new producer"))
+            return done
+        try:
+            for record in records:
+                check_size(topic, record)
+        except RecordTooLarge as error:
+            done.set_exception(error)
+            return done
+        if not records:
+            done.set_result(None)
+            return done
+        self._pending += len(records)
+        key = TopicPartition(topic, partition)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = deque()
+        queue.append(_Queued(records, done))
+        if key not in self._drains:
+            self._drains[key] = self._loop.create_task(self._drain(key, queue))
+        return done
+
+    async def _drain(self, key: TopicPartition, queue: deque[_Queued]) -> None:
+        """Sends one batch at a time, each as large as what has gathered meanwhile."""
+        try:
+            while queue:
+                batch, ended, count = self._fill(queue)
+                future = await self._producer.send_batch(batch, key.topic, partition=key.partition)
+                await future
+                self._pending -= count
+                for queued in ended:
+                    if not queued.done.done():
+                        queued.done.set_result(None)
+        except (kafka_errors.KafkaError, TimeoutError, AssertionError) as error:
+            self._break(error)
+        finally:
+            del self._drains[key]
+            del self._queues[key]
+
+    def _fill(self, queue: deque[_Queued]) -> tuple[Any, list[_Queued], int]:
+        batch = self._producer.create_batch()
+        ended: list[_Queued] = []
+        count = 0
+        while queue:
+            queued = queue[0]
+            for record in queued.records[queued.next :]:
+                if batch.append(timestamp=None, key=record.key, value=record.value, headers=record.headers) is None:
+                    batch.close()
+                    return batch, ended, count
+                queued.next += 1
+                count += 1
+            ended.append(queue.popleft())
+        batch.close()
+        return batch, ended, count
+
+    def _break(self, error: Exception) -> None:
+        self._broken = error
+        failure = ProducerBroken(f"sending failed: {type(error).__name__}: {error}; make a new producer")
+        for queue in list(self._queues.values()):
+            for queued in queue:
+                if not queued.done.done():
+                    queued.done.set_exception(failure)
+            queue.clear()
+        self._pending = 0
+
+    async def close(self) -> None:
+        drains = list(self._drains.values())
+        if drains and self._broken is None:
+            await asyncio.wait(drains, timeout=CLOSE_TIMEOUT_S)
+        self._break(kafka_errors.ProducerClosed())
+        for drain in drains:
+            drain.cancel()
+        await asyncio.gather(*drains, return_exceptions=True)
+        await _bounded(self._producer.stop(), "producer")
+
+
+class _KafkaTransactionalProducer:
+    def __init__(self, producer: AIOKafkaProducer, transactional_id: str) -> None:
+        self._producer = producer
+        self._id = transactional_id
+        self._usable = True
+
+    async def transact(
+        self,
+        writes: Mapping[TopicPartition, Sequence[Out]],
+        group: str | None = None,
+        offsets: Mapping[TopicPartition, int] | None = None,
+    ) -> None:
+        if not self._usable:
+            raise ProducerBroken(f"an earlier transaction of {self._id} failed; make a new producer")
+        for partition, records in writes.items():
+            for record in records:
+                check_size(partition.topic, record)
+        self._usable = False
+        try:
+            await self._producer.begin_transaction()
+            await self._send_all(writes)
+            if group is not None and offsets:
+                positions = {KafkaTopicPartition(*partition): offset for partition, offset in offsets.items()}
+                await self._producer.send_offsets_to_transaction(positions, group)
+            await self._producer.commit_transaction()
+        except _FENCED as error:
+            raise Fenced(f"{self._id} belongs to another process now ({type(error).__name__})") from error
+        except (kafka_errors.KafkaError, TimeoutError, AssertionError) as error:
+            await self._abort()
+            raise LogError(f"a transaction of {self._id} failed: {type(error).__name__}: {error}") from error
+        except asyncio.CancelledError:
+            await self._abort()
+            raise
+        self._usable = True
+
+    async def _send_all(self, writes: Mapping[TopicPartition, Sequence[Out]]) -> None:
+        futures = []
+        for partition, records in writes.items():
+            batch = self._producer.create_batch()
+            for record in records:
+                arguments = {"timestamp": None, "key": record.key, "value": record.value, "headers": record.headers}
+                if batch.append(**arguments) is None:
+                    batch.close()
+                    futures.append(
+                        await self._producer.send_batch(batch, partition.topic, partition=partition.partition)
+                    )
+                    batch = self._producer.create_batch()
+                    added = batch.append(**arguments)
+                    assert added is not None, "a checked record fits an empty batch"
+            if batch.record_count():
+                batch.close()
+                futures.append(await self._producer.send_batch(batch, partition.topic, partition=partition.partition))
+        for future in futures:
+            await future
+
+    async def _abort(self) -> None:
+        """Best effort: readers wait for an open transaction. Whoever takes the id next aborts it for certain."""
+        try:
+            await asyncio.wait_for(self._producer.abort_transaction(), CLOSE_TIMEOUT_S)
+        except (kafka_errors.KafkaError, TimeoutError, AssertionError) as error:
+            logger.warning("the transaction of %s could not be aborted: %s", self._id, error)
+
+    async def close(self) -> None:
+        self._usable = False
+        await _bounded(self._producer.stop(), "transactional producer")
+
+
+async def _bounded(awaitable: Any, what: str) -> None:
+    """Closes within a limit: a client whose broker is gone may otherwise wait for it."""
+    try:
+        await asyncio.wait_for(awaitable, CLOSE_TIMEOUT_S)
+    except TimeoutError:
+        logger.warning("a %s did not close within %s s; it is left to the process's end", what, CLOSE_TIMEOUT_S)
+    except kafka_errors.KafkaError as error:
+        logger.warning("closing a %s failed: %s: %s", what, type(error).__name__, error)
+
+
+__all__ = ["Headers", "KafkaLog", "KafkaSecurity"]
