@@ -44,7 +44,6 @@ class Command:
     input: Any
     timeout_ms: int
     heartbeat_timeout_ms: int | None = None
-    start_timeout_ms: int | None = None
     deadline_ms: int | None = None
     """The workflow's deadline, in milliseconds since the epoch."""
     service: str | None = None

@@ -14,8 +14,8 @@ JSON_INTEGER_MAX: Final = 2**63 - 1
 
 PAYLOAD_BYTES_MAX: Final = 262_144
 """One workflow input or one step output, encoded."""
-STATE_BYTES_MAX: Final = 786_432
-"""The payloads that one workflow's state may hold: its checkpoint must fit into one record of the broker's 1 MiB default."""
+STATE_BYTES_MAX: Final = 600_000
+"""Payloads and failures that one workflow's state may hold: its checkpoint must fit into one record of RECORD_BYTES_MAX."""
 RECORD_BYTES_MAX: Final = 1_000_000
 """One record with key and headers. A larger one would be refused by the broker and kill the idempotent producer."""
 
@@ -27,7 +27,7 @@ TIMEOUT_MS_MAX: Final = 7 * 24 * 3600 * 1000
 DEADLINE_MS_MAX: Final = 366 * 24 * 3600 * 1000
 BACKOFF_MS_MAX: Final = 24 * 3600 * 1000
 
-FAILURE_MESSAGE_CHARS_MAX: Final = 1_000
+FAILURE_MESSAGE_CHARS_MAX: Final = 500
 FAILURE_DETAILS_BYTES_MAX: Final = 16_384
 FAILURES_KEPT_MAX: Final = 20
 """Failures kept per step and direction, the newest; the log has them all and the state counts them."""

@@ -7,9 +7,9 @@ the newer of two and recognise one that was sent twice.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NotRequired
 
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 TYPE_CHECKPOINT: Final = "sagalog.checkpoint.v1"
 TYPE_MARKER: Final = "sagalog.marker.v1"
@@ -21,6 +21,9 @@ TYPE_OUTCOME: Final = "sagalog.outcome.v1"
 TYPE_CIRCUIT: Final = "sagalog.circuit.v1"
 TYPE_QUARANTINE: Final = "sagalog.quarantine.v1"
 TYPE_HEALTH: Final = "sagalog.health.v1"
+
+NO_SERVICE: Final = "@none"
+"""Stands in the outcomes for a service where an agent names none: counted by the watch, no circuit."""
 
 MARKER_KEY: Final = "@marker"
 DEFINITION_KEY: Final = "@definition/"
@@ -110,12 +113,14 @@ class CheckpointRecord(TypedDict):
     input: NotRequired[Any]
     deadline_ms: NotRequired[int]
     correlation_id: NotRequired[str]
+    trace: NotRequired[str]
     failure: NotRequired[FailureRecord]
     stopped: NotRequired[str]
     """Why a quarantined workflow is stopped."""
     finished_ms: NotRequired[int]
     bytes: NotRequired[int]
     steps: NotRequired[list[StepRecord]]
+    withheld: NotRequired[list[WithheldRecord]]
 
 
 class MarkerRecord(TypedDict):
@@ -150,6 +155,8 @@ class ResultRecord(TypedDict):
     failure: NotRequired[FailureRecord]
     correlation_id: NotRequired[str]
     steps: list[StepRecord]
+    shortened: NotRequired[list[str]]
+    """Fields whose payloads did not fit into one record and are missing here; the event log has them."""
 
 
 class DeadLetterRecord(TypedDict):
@@ -190,6 +197,7 @@ class OutcomeRecord(TypedDict):
     """`outcomes`, key = service: how calls to it ended, as one partition's processor saw them."""
 
     service: str
+    """`@none` for calls of agents that name no service."""
     partition: int
     at_offset: int
     """The newest offset in `events` that this record covers."""
@@ -199,7 +207,7 @@ class OutcomeRecord(TypedDict):
     """Per agent [ok, failed]; for the watch."""
     parked: NotRequired[int]
     """Commands that wait for the circuit in this partition; the partition is a candidate for the probe."""
-    policy: dict[str, Any]
+    policy: NotRequired[dict[str, Any]]
     """The CircuitPolicy of the newest definition that named the service."""
 
 

@@ -118,6 +118,7 @@ class KafkaLog:
         on_revoked: OnRevoked,
         *,
         start_at_end: bool = False,
+        committed: bool = False,
     ) -> Consumer:
         consumer = AIOKafkaConsumer(
             **self._options,
@@ -125,6 +126,7 @@ class KafkaLog:
             client_id=group,
             enable_auto_commit=False,
             auto_offset_reset="latest" if start_at_end else "earliest",
+            isolation_level="read_committed" if committed else "read_uncommitted",
             session_timeout_ms=self._session_timeout_ms,
             heartbeat_interval_ms=max(100, self._session_timeout_ms // 4),
             max_poll_interval_ms=300_000,
@@ -390,11 +392,21 @@ class _KafkaProducer:
         self._drains: dict[TopicPartition, asyncio.Task[None]] = {}
         self._pending = 0
         self._broken: Exception | None = None
+        self._progress: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
     def pending(self) -> int:
         return self._pending
+
+    async def below(self, pending: int) -> None:
+        while self._pending > pending and self._broken is None:
+            self._progress = self._loop.create_future()
+            await self._progress
+
+    def _progressed(self) -> None:
+        if self._progress is not None and not self._progress.done():
+            self._progress.set_result(None)
 
     def append(self, topic: str, partition: int, records: Sequence[Out]) -> asyncio.Future[None]:
         done: asyncio.Future[None] = self._loop.create_future()
@@ -428,6 +440,7 @@ class _KafkaProducer:
                 future = await self._producer.send_batch(batch, key.topic, partition=key.partition)
                 await future
                 self._pending -= count
+                self._progressed()
                 for queued in ended:
                     if not queued.done.done():
                         queued.done.set_result(None)
@@ -462,6 +475,7 @@ class _KafkaProducer:
                     queued.done.set_exception(failure)
             queue.clear()
         self._pending = 0
+        self._progressed()
 
     async def close(self) -> None:
         drains = list(self._drains.values())

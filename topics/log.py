@@ -110,6 +110,9 @@ class Producer(Protocol):
     def pending(self) -> int:
         """Records that were appended and are not durable yet."""
 
+    async def below(self, pending: int) -> None:
+        """Waits until at most so many records are pending, or the producer is broken."""
+
     async def close(self) -> None: ...
 
 
@@ -146,8 +149,12 @@ class Log(Protocol):
         on_revoked: OnRevoked,
         *,
         start_at_end: bool = False,
+        committed: bool = False,
     ) -> Consumer:
-        """A member of a consumer group. Positions start at the committed offset, else at the beginning (or the end)."""
+        """A member of a consumer group. Positions start at the committed offset, else at the beginning (or the end).
+
+        `committed` hides the records of open and aborted transactions.
+        """
 
     async def read(
         self, positions: Mapping[TopicPartition, int | None], *, committed: bool, client_id: str = "reader"

@@ -96,7 +96,7 @@ def refused(state: WorkflowState, plan: Plan, event: AttemptRefused, effects: li
     spec = plan.steps[step.index]
     message = f"the circuit of service {event.service!r} is open"
     failure = _failure(state, FailureKind.CIRCUIT_OPEN, message, event)
-    note_failure(step.failures, failure)
+    note_failure(state, step.failures, failure)
     step.failed_attempts += 1
     if state.status is WorkflowStatus.COMPENSATING:
         cancel_step(state, plan, step, effects)
@@ -173,7 +173,7 @@ def _step_failed(
 ) -> None:
     spec = plan.steps[step.index]
     kind = FailureKind(failure["kind"])
-    note_failure(step.failures, failure)
+    note_failure(state, step.failures, failure)
     step.failed_attempts += 1
     step.unknown = step.unknown or kind in UNKNOWN_OUTCOME
     if state.status is WorkflowStatus.COMPENSATING:
@@ -235,7 +235,7 @@ def _undo_failed(
     spec = plan.steps[step.index]
     undo = step.undo
     assert undo is not None and spec.compensate is not None
-    note_failure(undo.failures, failure)
+    note_failure(state, undo.failures, failure)
     undo.failed_attempts += 1
     retry = spec.compensate.retry
     retried = FailureKind(failure["kind"]) in RETRIED and failure.get("error_type") not in retry.terminal

@@ -12,17 +12,17 @@ Source of the pattern: M. Nygard, "Release It!", 2007; the window by ratio and m
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NotRequired
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict
 from sagalog.schemas.codec import decode_object
 from sagalog.schemas.definitions import CircuitPolicy
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import Owned, Timer, TimerFired, parse_event
-from sagalog.schemas.records import TYPE_OUTCOME, CircuitRecord
+from sagalog.schemas.records import NO_SERVICE, TYPE_OUTCOME, CircuitRecord
 from sagalog.schemas.statuses import CircuitStatus
+from typing_extensions import TypedDict
 
 from .effects import ClaimLost, Effect, Ignored, Moved, OwnerChanged, Quarantine, Reason
 from .record import Record
@@ -64,13 +64,17 @@ class Circuit:
     def due_ms(self) -> int:
         return min(self.half_open_at_ms, self.probe_until_ms)
 
+    def timer(self) -> tuple[str, int]:
+        """(`step`, `attempt`) of the TimerFired that the circuit waits for: its status, and how often it opened."""
+        return self.status.value, self.opened
+
 
 class _Outcome(TypedDict):
     service: str
     partition: int
     at_offset: int
     calls: list[tuple[int, int, int]]
-    policy: CircuitPolicy
+    policy: NotRequired[CircuitPolicy]
     agents: NotRequired[dict[str, tuple[int, int]]]
     parked: NotRequired[int]
 
@@ -109,19 +113,23 @@ class CircuitPartition:
             case TimerFired(epoch=epoch) if epoch != self.epoch:
                 effects.append(Ignored(Reason.OLD_EPOCH, "TimerFired"))
             case TimerFired(timer=Timer.CIRCUIT):
-                self._timer(record, effects)
+                self._timer(event, record, effects)
             case _:
                 effects.append(Ignored(Reason.NOT_WAITED_FOR, type(event).__name__))
 
     # --- events
 
     def _outcome(self, outcome: _Outcome, record: Record, effects: list[Effect]) -> None:
+        if outcome["service"] == NO_SERVICE:
+            effects.append(Ignored(Reason.NO_CIRCUIT, "Outcome"))
+            return
+        policy = outcome.get("policy") or CircuitPolicy()
         circuit = self.circuits.get(outcome["service"])
         if circuit is None:
-            circuit = Circuit(outcome["service"], outcome["policy"], since_ms=record.time_ms)
+            circuit = Circuit(outcome["service"], policy, since_ms=record.time_ms)
             self.circuits[circuit.service] = circuit
         circuit.now_ms = max(circuit.now_ms, record.time_ms)
-        circuit.policy = outcome["policy"]
+        circuit.policy = policy
         circuit.at_offset = record.offset
         self.touched[circuit.service] = None
         partition = outcome["partition"]
@@ -133,10 +141,12 @@ class CircuitPartition:
             circuit.seen[partition] = seen = offset
             self._call(circuit, partition, bool(ok), at_ms, effects)
 
-    def _timer(self, record: Record, effects: list[Effect]) -> None:
+    def _timer(self, event: TimerFired, record: Record, effects: list[Effect]) -> None:
+        # The owner says that it is due: its clock and the broker's may differ, so the times are not compared again. It is
+        # believed if it speaks of the state that the circuit is in.
         service = (record.key or b"").decode(errors="replace")
         circuit = self.circuits.get(service)
-        if circuit is None or circuit.due_ms() > max(circuit.now_ms, record.time_ms):
+        if circuit is None or circuit.due_ms() == NEVER or (event.step, event.attempt) != circuit.timer():
             effects.append(Ignored(Reason.NOT_WAITED_FOR, "TimerFired"))
             return
         circuit.now_ms = max(circuit.now_ms, record.time_ms)

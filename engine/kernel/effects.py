@@ -24,8 +24,7 @@ class Reason(StrEnum):
     STOPPED = "stopped"
     CANNOT_BE_CANCELLED = "cannot_be_cancelled"
     KNOWN_DEFINITION = "known_definition"
-    INVALID_DEFINITION = "invalid_definition"
-    NO_WORKFLOW_ID = "no_workflow_id"
+    NO_CIRCUIT = "no_circuit"
 
 
 @dataclass(slots=True)
@@ -37,6 +36,7 @@ class Dispatch:
     patience_ms: int
     """After this long without an answer the attempt counts as lost."""
     policy: CircuitPolicy | None
+    trace: str | None = None
 
 
 @dataclass(slots=True)
@@ -67,6 +67,7 @@ class Finished:
     """The workflow is over."""
 
     result: ResultRecord
+    trace: str | None = None
 
 
 @dataclass(slots=True)

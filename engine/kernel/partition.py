@@ -62,7 +62,7 @@ class Partition:
         """Definition name to the hash that the partition saw last."""
         self.hot: dict[str, WorkflowState] = {}
         self.cold: dict[str, bytes] = {}
-        """Checkpoints of workflows that nobody touches; decoded when an event comes."""
+        """Checkpoints of workflows that nobody changes; decoded (into `hot`, too) when somebody looks."""
         self.waiting: set[str] = set()
         """Ids of the workflows that wait for a definition."""
         self.touched: dict[str, None] = {}
@@ -74,7 +74,7 @@ class Partition:
         """A workflow's state, decoded if need be. Do not change it."""
         state = self.hot.get(workflow_id)
         if state is None:
-            raw = self.cold.pop(workflow_id, None)
+            raw = self.cold.get(workflow_id)
             if raw is None:
                 return None
             state = self.hot[workflow_id] = restore(workflow_id, orjson.loads(raw))
@@ -86,7 +86,21 @@ class Partition:
     def ids(self) -> Iterator[str]:
         """All workflow ids, also of stubs."""
         yield from self.hot
-        yield from self.cold
+        yield from (workflow_id for workflow_id in self.cold if workflow_id not in self.hot)
+
+    def rest(self, workflow_id: str, checkpoint: bytes) -> None:
+        """Keeps a workflow as bytes until it is touched again. `checkpoint` must be its state's."""
+        if self.hot.pop(workflow_id, None) is not None:
+            self.cold[workflow_id] = checkpoint
+
+    def rest_unchanged(self) -> None:
+        """Drops the decoded form of workflows that were only looked at."""
+        for workflow_id in [found for found in self.hot if found in self.cold]:
+            del self.hot[workflow_id]
+
+    def _touch(self, workflow_id: str) -> None:
+        self.touched[workflow_id] = None
+        self.cold.pop(workflow_id, None)
 
     # --- loading from checkpoints
 
@@ -182,7 +196,7 @@ class Partition:
         if len(effects) == effects_before + 1 and type(effects[-1]) is Ignored:
             state.now_ms, state.at_offset = clock_before, offset_before
             return
-        self.touched[state.workflow_id] = None
+        self._touch(state.workflow_id)
         if state.status is not WorkflowStatus.WAITING:
             self.waiting.discard(state.workflow_id)
         if forget:
@@ -199,17 +213,16 @@ class Partition:
         if state is not None:
             effects.append(Ignored(Reason.DUPLICATE_START, "WorkflowStarted"))
             return
-        seed = record.ce_id.decode(errors="replace") if record.ce_id else f"@{record.offset}"
         name, _, hash_ = event.definition.partition("@")
         plan = self.plans.get(hash_ or self.newest.get(name, ""))
-        state = starts.start(workflow_id, event, seed, record.size, record.time_ms, record.offset, plan, effects)
+        state = starts.start(workflow_id, event, record, plan, effects)
         try:
             check_workflow_id(workflow_id)
         except InvalidRecord:
             # Its result says why it is rejected; a state under such a key would collide with the engine's own.
             return
         self.hot[workflow_id] = state
-        self.touched[workflow_id] = None
+        self._touch(workflow_id)
         if state.status is WorkflowStatus.WAITING:
             self.waiting.add(workflow_id)
 
@@ -239,7 +252,7 @@ class Partition:
                 state.now_ms = max(state.now_ms, record.time_ms)
                 state.at_offset = record.offset
                 starts.definition_arrived(state, plan, effects)
-                self.touched[workflow_id] = None
+                self._touch(workflow_id)
 
     def _know(self, plan: Plan) -> None:
         # Re-registered, an old hash becomes the newest of its name again.
@@ -255,7 +268,7 @@ class Partition:
         state.stopped = reason[:500]
         state.at_offset = record.offset
         self.waiting.discard(state.workflow_id)
-        self.touched[state.workflow_id] = None
+        self._touch(state.workflow_id)
         effects.append(Moved(state.workflow_id, before, state.status, "record_quarantined"))
         review(state, "quarantined", state.stopped, None, effects)
 

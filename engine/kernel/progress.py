@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from sagalog.schemas import ids
+from sagalog.schemas.codec import encode
 from sagalog.schemas.commands import Command
 from sagalog.schemas.definitions import Retry, WhenOpen
 from sagalog.schemas.events import FailureKind
 from sagalog.schemas.ids import Direction
-from sagalog.schemas.limits import FAILURES_KEPT_MAX, REMEMBER_MS
+from sagalog.schemas.limits import FAILURES_KEPT_MAX, REMEMBER_MS, STATE_BYTES_MAX
 from sagalog.schemas.records import DeadLetterRecord, FailureRecord, MissingRecord, ResultRecord, ReviewRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
@@ -39,29 +40,22 @@ def begin(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
 
 def dispatch(state: WorkflowState, plan: Plan, place: int, effects: list[Effect]) -> None:
     """Sends the next attempt of a step."""
-    step, spec = state.steps[place], plan.steps[place]
-    _move_step(state, step, spec, StepStatus.RUNNING, "dispatched", effects)
+    step = state.steps[place]
+    _move_step(state, step, plan.steps[place], StepStatus.RUNNING, "dispatched", effects)
     step.attempt += 1
     if not step.started_ms:
         step.started_ms = state.now_ms
-    on_fallback = step.agent is not None
-    effects.append(
-        Dispatch(
-            command=_command(
-                state,
-                spec,
-                Direction.EXECUTE,
-                step.attempt,
-                step.agent or spec.agent,
-                spec.resolve_input(state),
-                spec.timeout_ms,
-                None if on_fallback else spec.service,
-            ),
-            when_open=spec.when_open,
-            patience_ms=spec.patience_ms,
-            policy=plan.policy(spec.service) if spec.service is not None and not on_fallback else None,
-        )
-    )
+    effects.append(execute_dispatch(state, plan, step))
+
+
+def execute_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch:
+    """The effect that sends the step's current attempt; the same each time it is made."""
+    spec = plan.steps[step.index]
+    service = spec.service if step.agent is None else None
+    command = _command(state, spec, Direction.EXECUTE, step.attempt, step.agent or spec.agent, service)
+    command.input = spec.resolve_input(state)
+    command.timeout_ms = spec.timeout_ms
+    return Dispatch(command, spec.when_open, spec.patience_ms, plan.policy(service) if service else None, state.trace)
 
 
 def end_step(
@@ -144,23 +138,19 @@ def dispatch_undo(state: WorkflowState, plan: Plan, step: StepState, effects: li
         undo.order = state.undone_steps
         undo.started_ms = state.now_ms
     effects.append(_moved_undo(state, spec, before, undo.status, "dispatched", undo.attempt))
-    effects.append(
-        Dispatch(
-            command=_command(
-                state,
-                spec,
-                Direction.COMPENSATE,
-                undo.attempt,
-                spec.undo_agent,
-                spec.resolve_undo_input(state),
-                spec.compensate.timeout_ms,
-                spec.service if spec.undo_agent == spec.agent else None,
-            ),
-            when_open=WhenOpen.PARK,
-            patience_ms=spec.undo_patience_ms,
-            policy=plan.policy(spec.service) if spec.service is not None and spec.undo_agent == spec.agent else None,
-        )
-    )
+    effects.append(undo_dispatch(state, plan, step))
+
+
+def undo_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch:
+    """The effect that sends the current attempt at undoing a step; the same each time it is made."""
+    spec = plan.steps[step.index]
+    assert spec.compensate is not None and step.undo is not None
+    service = spec.service if spec.undo_agent == spec.agent else None
+    command = _command(state, spec, Direction.COMPENSATE, step.undo.attempt, spec.undo_agent, service)
+    command.input = spec.resolve_undo_input(state)
+    command.timeout_ms = spec.compensate.timeout_ms
+    policy = plan.policy(service) if service else None
+    return Dispatch(command, WhenOpen.PARK, spec.undo_patience_ms, policy, state.trace)
 
 
 def end_undo(
@@ -223,7 +213,7 @@ def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: l
         result["failure"] = state.failure
     if state.correlation_id is not None:
         result["correlation_id"] = state.correlation_id
-    effects.append(Finished(result))
+    effects.append(Finished(result, state.trace))
     state.finished_ms = state.now_ms
     state.deadline_ms = state.now_ms + REMEMBER_MS
     state.input = state.start = state.failure = None
@@ -276,11 +266,20 @@ def backoff_ms(retry: Retry, state: WorkflowState, command: str, attempt: int, r
     return max(1, delay, min(retry_after_ms or 0, retry.cap_ms))
 
 
-def note_failure(kept: list[FailureRecord], failure: FailureRecord) -> None:
-    """Keeps the newest failures of a step or an undoing."""
+def note_failure(state: WorkflowState, kept: list[FailureRecord], failure: FailureRecord) -> None:
+    """Keeps the newest failures of a step or an undoing; of a state that is full, only the newest, without its details."""
+    full = state.bytes + _failure_bytes(failure) > STATE_BYTES_MAX
+    if full:
+        failure.pop("details", None)
     kept.append(failure)
-    if len(kept) > FAILURES_KEPT_MAX:
-        del kept[0]
+    state.bytes += _failure_bytes(failure)
+    while len(kept) > (1 if full else FAILURES_KEPT_MAX):
+        state.bytes -= _failure_bytes(kept.pop(0))
+
+
+def _failure_bytes(failure: FailureRecord) -> int:
+    details = failure.get("details")
+    return 150 + len(failure["message"].encode()) + (len(encode(details)) if details is not None else 0)
 
 
 def dead_letter(
@@ -358,14 +357,7 @@ def _moved_undo(
 
 
 def _command(
-    state: WorkflowState,
-    spec: PlanStep,
-    direction: Direction,
-    attempt: int,
-    agent: str,
-    value: Any,
-    timeout_ms: int,
-    service: str | None,
+    state: WorkflowState, spec: PlanStep, direction: Direction, attempt: int, agent: str, service: str | None
 ) -> Command:
     command_id = ids.command_id(state.workflow_id, spec.name, attempt, direction)
     return Command(
@@ -378,10 +370,9 @@ def _command(
         direction=direction,
         token=ids.token(state.seed, command_id),
         idempotency_key=ids.idempotency_key(state.workflow_id, spec.name),
-        input=value,
-        timeout_ms=timeout_ms,
+        input=None,
+        timeout_ms=spec.timeout_ms,
         heartbeat_timeout_ms=spec.heartbeat_timeout_ms,
-        start_timeout_ms=spec.start_timeout_ms,
         deadline_ms=state.deadline_ms if state.deadline_ms != NEVER and direction is Direction.EXECUTE else None,
         service=service,
     )

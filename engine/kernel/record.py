@@ -17,3 +17,5 @@ class Record:
     ce_id: bytes | None
     size: int
     """Bytes of the value."""
+    trace: bytes | None = None
+    """The W3C `traceparent` of a start; all that follows from it carries it on."""

@@ -12,12 +12,12 @@ from sagalog.schemas.limits import DEADLINE_MS_MAX, DEFINITION_WAIT_MS, PAYLOAD_
 from .effects import Effect
 from .plan import Plan
 from .progress import begin, finish, move_workflow
+from .record import Record
 from .state import NEVER, Trigger, WorkflowState
 
 
 def start(
-    workflow_id: str, event: WorkflowStarted, seed: str, size: int, time_ms: int, offset: int, plan: Plan | None,
-    effects: list[Effect],
+    workflow_id: str, event: WorkflowStarted, record: Record, plan: Plan | None, effects: list[Effect]
 ) -> WorkflowState:  # fmt: skip
     """A new workflow: running, waiting for its definition, or rejected with the reason in its result."""
     name, _, hash_ = event.definition.partition("@")
@@ -25,15 +25,17 @@ def start(
         workflow_id=workflow_id,
         definition=hash_ or (plan.hash if plan else ""),
         name=name,
-        seed=seed,
-        started_ms=time_ms,
-        now_ms=time_ms,
+        # Known to the starter and the engine only, as far as the broker's ACLs go: tokens are derived from it.
+        seed=record.ce_id.decode(errors="replace") if record.ce_id else f"@{record.offset}",
+        started_ms=record.time_ms,
+        now_ms=record.time_ms,
         input=event.input,
         correlation_id=event.correlation_id,
-        at_offset=offset,
-        bytes=size,
+        trace=record.trace.decode(errors="replace") if record.trace else None,
+        at_offset=record.offset,
+        bytes=record.size,
     )
-    problem = _problem(workflow_id, event, size, plan)
+    problem = _problem(workflow_id, event, record.size, plan)
     if problem is not None:
         reject(state, *problem, effects)
     elif plan is None:

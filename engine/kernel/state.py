@@ -153,6 +153,7 @@ class WorkflowState:
     deadline_ms: int = NEVER
     """While waiting: until when for the definition. Finished: until when the id is remembered."""
     correlation_id: str | None = None
+    trace: str | None = None
     failure: FailureRecord | None = None
     stopped: str | None = None
     finished_ms: int = 0
@@ -218,6 +219,8 @@ def dump(state: WorkflowState, plan: Plan | None) -> CheckpointRecord:
         record["deadline_ms"] = state.deadline_ms
     if state.correlation_id is not None:
         record["correlation_id"] = state.correlation_id
+    if state.trace is not None:
+        record["trace"] = state.trace
     if state.finished_ms:
         record["finished_ms"] = state.finished_ms
         return record  # type: ignore[return-value]
@@ -290,6 +293,7 @@ def restore(workflow_id: str, record: dict[str, Any]) -> WorkflowState:
         input=record.get("input"),
         deadline_ms=record.get("deadline_ms", NEVER),
         correlation_id=record.get("correlation_id"),
+        trace=record.get("trace"),
         failure=record.get("failure"),
         stopped=record.get("stopped"),
         finished_ms=record.get("finished_ms", 0),

@@ -1,17 +1,38 @@
-"""Drives the fold by hand: events in, effects out. No runtime, no broker; the driver only numbers records and tells the time."""
+"""Drives the fold by hand: events in, effects out. No runtime, no broker; the driver only numbers records and tells the time.
+
+Rules:
+- Every fold of this folder's tests goes through a driver, so that `TAKEN` knows which rows of the tables were ever taken.
+- `shown` writes effects as one line each: a test asserts the whole list, so what must not be among them cannot be.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
-from sagalog.engine.kernel import Partition, Record
-from sagalog.engine.kernel.effects import Dispatch, Effect, Finished, Ignored, Moved
+from sagalog.engine.kernel import CircuitPartition, Partition, Record
+from sagalog.engine.kernel.circuits import dump_circuit, restore_circuit
+from sagalog.engine.kernel.effects import (
+    Answered,
+    Called,
+    ClaimLost,
+    DeadLettered,
+    DefinitionKnown,
+    Dispatch,
+    Effect,
+    Finished,
+    Ignored,
+    Moved,
+    OwnerChanged,
+    Quarantine,
+    ReviewNeeded,
+)
 from sagalog.engine.kernel.state import WorkflowState, dump
 from sagalog.engine.kernel.timers import due_timers
 from sagalog.schemas import ids
 from sagalog.schemas.codec import encode
 from sagalog.schemas.commands import Command
-from sagalog.schemas.definitions import Definition
+from sagalog.schemas.definitions import Definition, Step, from_step
 from sagalog.schemas.events import (
     TYPE_OF,
     AttemptLost,
@@ -21,16 +42,53 @@ from sagalog.schemas.events import (
     Event,
     FailureKind,
     Owned,
+    Quarantined,
     StepCompleted,
     StepFailed,
+    Timer,
     TimerFired,
     WorkflowStarted,
     encode_event,
 )
 from sagalog.schemas.ids import Direction
+from sagalog.schemas.records import TYPE_OUTCOME
+from sagalog.schemas.statuses import UndoStatus
 
 WORKFLOW = "wf-1"
 SEED = "event-1"
+START_MS = 1_000_000
+
+
+@dataclass
+class Taken:
+    """The rows of the kernel's tables that a test has taken so far."""
+
+    workflow: set[tuple[str | None, str]] = field(default_factory=set)
+    step: set[tuple[str | None, str]] = field(default_factory=set)
+    undo: set[tuple[str | None, str]] = field(default_factory=set)
+    circuit: set[tuple[str | None, str]] = field(default_factory=set)
+
+    def note(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Moved):
+                if effect.undo:
+                    self.undo.add((effect.before, effect.after))
+                    if effect.before == UndoStatus.PENDING:
+                        self.undo.add((None, UndoStatus.PENDING))
+                elif effect.step is not None:
+                    self.step.add((effect.before, effect.after))
+                elif effect.workflow_id.startswith("@circuit/"):
+                    self.circuit.add((effect.before, effect.trigger))
+                else:
+                    self.workflow.add((effect.before, effect.trigger))
+            elif isinstance(effect, Finished):
+                # The making of a ledger entry is no Moved effect; the entry itself stands in the result.
+                for step in effect.result["steps"]:
+                    if step.get("undo", {}).get("status") == UndoStatus.NOT_NEEDED:
+                        self.undo.add((None, UndoStatus.NOT_NEEDED))
+
+
+TAKEN = Taken()
 
 
 class Driver:
@@ -39,40 +97,48 @@ class Driver:
     def __init__(self, *definitions: Definition, round_trip: bool = False) -> None:
         self.partition = Partition()
         self.log: list[Record] = []
-        self.now_ms = 1_000_000
+        self.now_ms = START_MS
         self.round_trip = round_trip
         self.moves: list[Moved] = []
         self.append(Owned(epoch=1, member="test"), key=b"@owner")
         for definition in definitions:
-            self.append(DefinitionRegistered(definition.model_dump(mode="json")), key=b"@definition")
+            self.register(definition)
 
     def append(self, event: Event, *, key: bytes = WORKFLOW.encode(), ce_id: str = SEED) -> list[Effect]:
         value = encode_event(event)
         return self.append_raw(key, value, TYPE_OF[type(event)].encode(), ce_id.encode())
 
-    def append_raw(self, key: bytes | None, value: bytes | None, ce_type: bytes | None, ce_id: bytes | None = b"x") -> list[Effect]:
+    def append_raw(
+        self, key: bytes | None, value: bytes | None, ce_type: bytes | None, ce_id: bytes | None = b"x"
+    ) -> list[Effect]:
         record = Record(len(self.log), self.now_ms, key, value, ce_type, ce_id, len(value or b""))
-        self.log.append(record)
         return self.apply(record)
 
     def apply(self, record: Record) -> list[Effect]:
+        self.log.append(record)
         effects: list[Effect] = []
         self.partition.apply(record, effects)
         self.moves += [effect for effect in effects if isinstance(effect, Moved)]
+        TAKEN.note(effects)
         if self.round_trip:
             for workflow_id, state in list(self.partition.hot.items()):
-                del self.partition.hot[workflow_id]
-                self.partition.cold[workflow_id] = encode(dump(state, self.partition.plan_of(state)))
+                self.partition.rest(workflow_id, encode(dump(state, self.partition.plan_of(state))))
         return effects
 
     # --- events in short
 
+    def register(self, definition: Definition) -> list[Effect]:
+        return self.append(DefinitionRegistered(definition.model_dump(mode="json")), key=b"@definition")
+
     def start(self, definition: str, value: Any = None, workflow_id: str = WORKFLOW, **more: Any) -> list[Effect]:
         return self.append(WorkflowStarted(definition, value, **more), key=workflow_id.encode())
 
-    def done(self, step: str, output: Any = None, *, attempt: int = 1, undo: bool = False) -> list[Effect]:
+    def done(
+        self, step: str, output: Any = None, *, attempt: int = 1, undo: bool = False, workflow_id: str = WORKFLOW
+    ) -> list[Effect]:
         direction = Direction.COMPENSATE if undo else Direction.EXECUTE
-        return self.append(StepCompleted(step, attempt, direction, self._token(step, attempt, direction), output))
+        token = self.token(step, attempt, direction, workflow_id)
+        return self.append(StepCompleted(step, attempt, direction, token, output), key=workflow_id.encode())
 
     def fail(
         self,
@@ -85,17 +151,24 @@ class Driver:
         **more: Any,
     ) -> list[Effect]:
         direction = Direction.COMPENSATE if undo else Direction.EXECUTE
-        token = self._token(step, attempt, direction)
+        token = self.token(step, attempt, direction)
         return self.append(StepFailed(step, attempt, direction, token, kind, message, **more))
 
-    def lose(self, step: str, attempt: int = 1, *, epoch: int = 1) -> list[Effect]:
-        return self.append(AttemptLost(epoch, step, attempt, Direction.EXECUTE, "no answer in time"))
+    def lose(self, step: str, attempt: int = 1, *, epoch: int = 1, undo: bool = False) -> list[Effect]:
+        direction = Direction.COMPENSATE if undo else Direction.EXECUTE
+        return self.append(AttemptLost(epoch, step, attempt, direction, "no answer in time"))
 
-    def refuse(self, step: str, service: str, attempt: int = 1) -> list[Effect]:
-        return self.append(AttemptRefused(1, step, attempt, service))
+    def refuse(self, step: str, service: str, attempt: int = 1, *, epoch: int = 1) -> list[Effect]:
+        return self.append(AttemptRefused(epoch, step, attempt, service))
 
     def cancel(self) -> list[Effect]:
         return self.append(CancelRequested("wanted", "tester"))
+
+    def stop(self, *, epoch: int = 1) -> list[Effect]:
+        return self.append(Quarantined(epoch, "sagalog.events/0/7", "not JSON"))
+
+    def fire(self, timer: Timer, step: str | None = None, attempt: int | None = None, epoch: int = 1) -> list[Effect]:
+        return self.append(TimerFired(epoch, timer, step, attempt))
 
     def wait(self, ms: int) -> list[Effect]:
         """Time passes; whatever is due fires."""
@@ -103,8 +176,10 @@ class Driver:
         effects: list[Effect] = []
         state = self.state
         for timer, step, attempt in due_timers(state, self.partition.plan_of(state), self.now_ms):
-            effects += self.append(TimerFired(1, timer, step, attempt))
+            effects += self.append(TimerFired(self.partition.epoch, timer, step, attempt))
         return effects
+
+    # --- reading
 
     @property
     def state(self) -> WorkflowState:
@@ -112,19 +187,92 @@ class Driver:
         assert state is not None
         return state
 
-    def _token(self, step: str, attempt: int, direction: Direction) -> str:
-        return ids.token(SEED, ids.command_id(WORKFLOW, step, attempt, direction))
+    def dumps(self) -> dict[str, bytes]:
+        """Every workflow's checkpoint, byte for byte."""
+        found: dict[str, bytes] = {}
+        for workflow_id in sorted(self.partition.ids()):
+            state = self.partition.get(workflow_id)
+            assert state is not None
+            found[workflow_id] = encode(dump(state, self.partition.plan_of(state)))
+        return found
+
+    def everything(self) -> tuple[Any, ...]:
+        """All that a record could change, for comparing before with after."""
+        partition = self.partition
+        return (
+            self.dumps(),
+            partition.epoch,
+            partition.member,
+            list(partition.plans),
+            dict(partition.newest),
+            sorted(partition.waiting),
+            list(partition.touched),
+        )
+
+    def token(self, step: str, attempt: int, direction: Direction, workflow_id: str = WORKFLOW) -> str:
+        return ids.token(SEED, ids.command_id(workflow_id, step, attempt, direction))
+
+
+class CircuitDriver:
+    """One partition of the outcomes topic. `round_trip` puts every circuit through its record after each event."""
+
+    def __init__(self, *, round_trip: bool = False) -> None:
+        self.partition = CircuitPartition()
+        self.now_ms = START_MS
+        self.round_trip = round_trip
+        self.next_offset = 0
+        self.append_raw(b"@owner", encode_event(Owned(1, "test")), TYPE_OF[Owned].encode())
+
+    def append_raw(self, key: bytes | None, value: bytes | None, ce_type: bytes | None) -> list[Effect]:
+        effects: list[Effect] = []
+        self.partition.apply(
+            Record(self.next_offset, self.now_ms, key, value, ce_type, b"x", len(value or b"")), effects
+        )
+        self.next_offset += 1
+        TAKEN.note(effects)
+        if self.round_trip:
+            for service, circuit in self.partition.circuits.items():
+                self.partition.circuits[service] = restore_circuit(encode(dump_circuit(circuit)))
+        return effects
+
+    def outcome(self, *calls: tuple[int, int, int], partition: int = 0, service: str = "bank", **more: Any) -> list[Effect]:
+        """Calls as (offset, 1 for ok, milliseconds before now)."""
+        record = {
+            "service": service,
+            "partition": partition,
+            "at_offset": calls[-1][0] if calls else 0,
+            "calls": [[offset, ok, self.now_ms - ago_ms] for offset, ok, ago_ms in calls],
+            "policy": more.pop("policy", {}),
+            **more,
+        }
+        return self.append_raw(service.encode(), encode(record), TYPE_OUTCOME.encode())
+
+    def fire(self, status: str, opened: int = 1, *, service: str = "bank", epoch: int = 1) -> list[Effect]:
+        """The timer of the circuit, as its owner writes it."""
+        event = TimerFired(epoch, Timer.CIRCUIT, status, opened)
+        return self.append_raw(service.encode(), encode_event(event), TYPE_OF[TimerFired].encode())
+
+    def dump(self, service: str = "bank") -> Any:
+        return dump_circuit(self.partition.circuits[service])
+
+
+# --- reading effects
 
 
 def commands(effects: list[Effect]) -> list[str]:
     """The ids of the commands among the effects, without the workflow."""
-    return [effect.command.command_id.removeprefix(WORKFLOW + "/") for effect in effects if isinstance(effect, Dispatch)]
+    return [_short(effect.command.command_id) for effect in effects if isinstance(effect, Dispatch)]
 
 
 def command(effects: list[Effect]) -> Command:
     """The only command among the effects."""
+    return dispatched(effects).command
+
+
+def dispatched(effects: list[Effect]) -> Dispatch:
+    """The only dispatch among the effects."""
     (dispatch,) = (effect for effect in effects if isinstance(effect, Dispatch))
-    return dispatch.command
+    return dispatch
 
 
 def ignored(effects: list[Effect]) -> str:
@@ -138,3 +286,76 @@ def result(effects: list[Effect]) -> Any:
     """The result among the effects, which must be there once."""
     (finished,) = (effect for effect in effects if isinstance(effect, Finished))
     return finished.result
+
+
+def dead_letters(effects: list[Effect]) -> list[Any]:
+    return [effect.record for effect in effects if isinstance(effect, DeadLettered)]
+
+
+def reviews(effects: list[Effect]) -> list[Any]:
+    return [effect.record for effect in effects if isinstance(effect, ReviewNeeded)]
+
+
+def shown(effects: list[Effect]) -> list[str]:
+    """Every effect as one line."""
+    return [_line(effect) for effect in effects]
+
+
+def _line(effect: Effect) -> str:
+    match effect:
+        case Dispatch(command=sent):
+            other = f" to {sent.agent}" if sent.agent != sent.step else ""
+            return f"send {_short(sent.command_id)}{other}"
+        case Answered(command_id=command_id):
+            return f"answered {_short(command_id)}"
+        case Called(agent=agent, ok=ok, service=service, service_fault=fault):
+            return f"called {agent} {'ok' if ok else 'failed'}" + (
+                f" ({service}{': fault' if fault else ''})" if service else ""
+            )
+        case Moved(step=None):
+            return f"workflow {effect.before} -> {effect.after} by {effect.trigger}"
+        case Moved():
+            return f"{'undo ' if effect.undo else ''}{effect.step} {effect.before} -> {effect.after} by {effect.trigger}"
+        case Finished(result=record):
+            return f"finished {record['status']}"
+        case DeadLettered(record=letter):
+            return f"dead letter {_short(letter['id'])}"
+        case ReviewNeeded(record=case):
+            return f"review {_short(case['id'])}"
+        case Ignored(reason=reason):
+            return f"ignored {reason}"
+        case Quarantine(stage=stage):
+            return f"quarantine {stage}"
+        case OwnerChanged(epoch=epoch, member=member):
+            return f"owner {epoch} {member}"
+        case ClaimLost(epoch=epoch, member=member):
+            return f"claim lost {epoch} {member}"
+        case DefinitionKnown():
+            return "definition known"
+
+
+def _short(command_id: str) -> str:
+    return command_id.removeprefix(WORKFLOW + "/")
+
+
+# --- definitions in short
+
+
+def step(name: str, *needs: str, **more: Any) -> Step:
+    """A step whose agent has its name."""
+    return Step(**{"name": name, "agent": name, "needs": needs, **more})
+
+
+def saga(*steps: Step, **more: Any) -> Definition:
+    return Definition(**{"name": "saga", "steps": steps, **more})
+
+
+def chain(*names: str, **more: Any) -> Definition:
+    """Steps one after the other, each of which takes the output of the one before and can be undone."""
+    steps = []
+    before: str | None = None
+    for name in names:
+        needs = {"needs": (before,), "input": from_step(before)} if before else {}
+        steps.append(Step(**{"name": name, "agent": name, "compensate": {}, **needs, **more}))
+        before = name
+    return saga(*steps)

@@ -1,0 +1,373 @@
+"""The client: registers definitions, starts and cancels workflows, waits for results. It talks to the log alone.
+
+    async with Client(log, topics) as client:
+        await client.register(definition)
+        workflow_id = await client.start("invoice", {"file": "a.png"})
+        result = await client.wait(workflow_id, timeout_s=60)
+
+Rule: what the fold would reject is refused here first, with the field named, before anything is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+from sagalog.infra.clock import Rng, SystemRng
+from sagalog.schemas import records
+from sagalog.schemas.codec import check_json, decode_object
+from sagalog.schemas.definitions import Definition, parse_definition
+from sagalog.schemas.errors import InvalidRecord, SagalogError
+from sagalog.schemas.events import TYPE_OF, CancelRequested, DefinitionRegistered, Event, WorkflowStarted, encode_event
+from sagalog.schemas.ids import check_workflow_id
+from sagalog.schemas.limits import DEADLINE_MS_MAX, PAYLOAD_BYTES_MAX
+from sagalog.schemas.records import DEFINITION_KEY, ResultRecord
+from sagalog.topics.log import Consumer, Log, Out, Producer, TopicPartition
+from sagalog.topics.partitioner import partition_of
+from sagalog.topics.provision import provision
+from sagalog.topics.specs import Topics, commands
+
+logger = logging.getLogger(__name__)
+
+RESULTS_KEPT_MAX: Final = 50_000
+"""Results that a client keeps for `wait` calls that come after them, the newest."""
+ENVELOPE_BYTES: Final = 1_024
+"""What a start's value holds beside the input."""
+
+
+class UnknownDefinition(SagalogError):
+    """No definition of that name (or hash) is registered."""
+
+
+class TopicsMissing(SagalogError):
+    """The topics of this prefix do not exist."""
+
+
+class WaitTimeout(SagalogError):
+    """The workflow did not end in time; it goes on."""
+
+
+class Client:
+    """A connection to one sagalog (one prefix). Use it as an asynchronous context manager."""
+
+    def __init__(self, log: Log, topics: Topics, *, rng: Rng | None = None, source: str = "sagalog/client") -> None:
+        self._log = log
+        self._topics = topics
+        self._rng = rng or SystemRng()
+        self._source = source
+        self._producer: Producer | None = None
+        self._partitions = 0
+        self._definitions: dict[str, Definition] = {}
+        self._newest: dict[str, str] = {}
+        self._definitions_reader: Consumer | None = None
+        self._results: _Results | None = None
+
+    async def __aenter__(self) -> Self:
+        partitions = await self._log.partitions(self._topics.events)
+        if partitions is None:
+            raise TopicsMissing(
+                f"topic {self._topics.events} does not exist; make the topics with: sagalog topics create, or set SAGALOG_PREFIX"
+            )
+        self._partitions = partitions
+        self._producer = await self._log.producer("sagalog-client")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._results is not None:
+            await self._results.close()
+        if self._definitions_reader is not None:
+            await self._definitions_reader.close()
+        if self._producer is not None:
+            await self._producer.close()
+
+    # --- definitions
+
+    async def register(self, definition: Definition, *, replication: int = 1) -> str:
+        """Makes the definition known to every partition, and its agents' command topics. Returns its hash; repeatable."""
+        agents = {step.agent for step in definition.steps}
+        agents |= {step.compensate.agent for step in definition.steps if step.compensate and step.compensate.agent}
+        agents |= {step.fallback.agent for step in definition.steps if step.fallback and step.fallback.agent}
+        specs = [commands(agent) for agent in agents]
+        await provision(self._log, self._topics, specs, partitions=self._partitions, replication=replication)
+        event = DefinitionRegistered(definition.model_dump(mode="json"))
+        key = (DEFINITION_KEY + definition.hash).encode()
+        value, headers = (
+            encode_event(event),
+            self._headers(TYPE_OF[DefinitionRegistered], f"definition/{definition.hash}"),
+        )
+        producer = self._open()
+        broadcast = [
+            producer.append(self._topics.events, partition, [Out(key, value, headers)])
+            for partition in range(self._partitions)
+        ]
+        await asyncio.gather(*broadcast)
+        # Last, so that a name that can be looked up is known to every partition.
+        lookup = Out(
+            definition.hash.encode(),
+            definition.encoded,
+            self._headers(records.TYPE_DEFINITION, f"definition/{definition.hash}"),
+        )
+        await producer.append(self._topics.definitions, 0, [lookup])
+        return definition.hash
+
+    async def definitions(self) -> list[Definition]:
+        """All registered definitions, in the order in which they were registered last."""
+        await self._read_definitions()
+        return list(self._definitions.values())
+
+    async def definition(self, name: str) -> Definition:
+        """By name (the newest) or `name@hash`. Raises UnknownDefinition."""
+        found = self._find(name)
+        if found is None:
+            await self._read_definitions()
+            found = self._find(name)
+        if found is None:
+            known = ", ".join(sorted(self._newest)) or "none"
+            raise UnknownDefinition(
+                f"definition: {name!r} is not registered (known: {known}); register it with: sagalog definitions register"
+            )
+        return found
+
+    def _find(self, name: str) -> Definition | None:
+        plain, _, hash_ = name.partition("@")
+        found = self._definitions.get(hash_ or self._newest.get(plain, ""))
+        return found if found is not None and found.name == plain else None
+
+    async def _read_definitions(self) -> None:
+        partition = TopicPartition(self._topics.definitions, 0)
+        if self._definitions_reader is None:
+            self._definitions_reader = await self._log.read({partition: None}, committed=True, client_id="definitions")
+        reader = self._definitions_reader
+        end = (await reader.end_offsets([partition]))[partition]
+        while await reader.position(partition) < end:
+            for messages in (await reader.poll(500, 500)).values():
+                for message in messages:
+                    if message.value is not None:
+                        self._know(message.value)
+
+    def _know(self, encoded: bytes) -> None:
+        try:
+            definition = parse_definition(encoded)
+        except InvalidRecord as error:
+            logger.warning("a registered definition cannot be read and is passed over: %s", error)
+            return
+        self._definitions.pop(definition.hash, None)
+        self._definitions[definition.hash] = definition
+        self._newest[definition.name] = definition.hash
+
+    # --- workflows
+
+    async def start(
+        self,
+        definition: str,
+        input: Any = None,
+        *,
+        workflow_id: str | None = None,
+        deadline_ms: int | None = None,
+        correlation_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> str:
+        """Starts a workflow and returns its id once the start is durable. A second start with an id changes nothing.
+
+        Raises InvalidRecord (with the field), UnknownDefinition, LogError.
+        """
+        found = await self.definition(definition)
+        if workflow_id is None:
+            workflow_id = f"{found.name}-{self._rng.hex(16)}"
+        check_start(found, workflow_id, input, deadline_ms)
+        event = WorkflowStarted(f"{found.name}@{found.hash}", input, deadline_ms, correlation_id)
+        await self._watch_results()
+        await self._append(workflow_id, event, self._rng.hex(32), traceparent)
+        return workflow_id
+
+    async def start_many(self, definition: str, inputs: Mapping[str, Any]) -> None:
+        """Starts one workflow per id, in batches: faster than one by one. Checked like `start`, all before the first is sent."""
+        found = await self.definition(definition)
+        named = f"{found.name}@{found.hash}"
+        by_partition: dict[int, list[Out]] = {}
+        for workflow_id, value in inputs.items():
+            check_start(found, workflow_id, value, None)
+            key = workflow_id.encode()
+            record = Out(
+                key,
+                encode_event(WorkflowStarted(named, value)),
+                self._headers(TYPE_OF[WorkflowStarted], self._rng.hex(32)),
+            )
+            by_partition.setdefault(partition_of(key, self._partitions), []).append(record)
+        await self._watch_results()
+        producer = self._open()
+        appended = [producer.append(self._topics.events, partition, found) for partition, found in by_partition.items()]
+        await asyncio.gather(*appended)
+
+    async def cancel(self, workflow_id: str, *, reason: str, who: str) -> None:
+        """Asks to stop a workflow and undo what it did; its result tells the outcome."""
+        check_workflow_id(workflow_id)
+        await self._append(workflow_id, CancelRequested(reason, who), self._rng.hex(32))
+
+    async def wait(self, workflow_id: str, *, timeout_s: float) -> ResultRecord:
+        """The workflow's result, once it has ended. Raises WaitTimeout."""
+        results = await self._watch_results()
+        found = results.get(workflow_id) or await self._scan_results(workflow_id)
+        if found is not None:
+            return found
+        return await results.wait(workflow_id, timeout_s)
+
+    async def wait_all(self, workflow_ids: Iterable[str], *, timeout_s: float) -> dict[str, ResultRecord]:
+        """The results of workflows that this client started. Raises WaitTimeout."""
+        results = await self._watch_results()
+        ids = list(workflow_ids)
+        async with asyncio.timeout(timeout_s):
+            return {workflow_id: await results.wait(workflow_id, timeout_s) for workflow_id in ids}
+
+    async def history(self, workflow_id: str) -> list[dict[str, Any]]:
+        """Every record of the workflow in the events topic, oldest first, as it stands there."""
+        partition = TopicPartition(self._topics.events, partition_of(workflow_id.encode(), self._partitions))
+        found = []
+        async for message in self._all(partition):
+            if message.key == workflow_id.encode():
+                headers = {name: value.decode(errors="replace") for name, value in message.headers}
+                found.append(
+                    {"offset": message.offset, "at_ms": message.timestamp, **headers, "data": _shown(message.value)}
+                )
+        return found
+
+    async def _scan_results(self, workflow_id: str) -> ResultRecord | None:
+        """A result from before this client was there."""
+        partition = TopicPartition(self._topics.results, partition_of(workflow_id.encode(), self._partitions))
+        found: ResultRecord | None = None
+        async for message in self._all(partition):
+            if message.key == workflow_id.encode() and message.value is not None:
+                found = decode_object(message.value)  # type: ignore[assignment]
+        return found
+
+    async def _all(self, partition: TopicPartition) -> Any:
+        """Every record of a partition up to its present end."""
+        reader = await self._log.read({partition: None}, committed=False, client_id="client-scan")
+        try:
+            end = (await reader.end_offsets([partition]))[partition]
+            while await reader.position(partition) < end:
+                for messages in (await reader.poll(500, 2_000)).values():
+                    for message in messages:
+                        yield message
+        finally:
+            await reader.close()
+
+    # --- inside
+
+    async def _watch_results(self) -> _Results:
+        if self._results is None:
+            self._results = await _Results.open(self._log, self._topics, self._partitions)
+        return self._results
+
+    async def _append(self, workflow_id: str, event: Event, ce_id: str, traceparent: str | None = None) -> None:
+        key = workflow_id.encode()
+        headers = self._headers(TYPE_OF[type(event)], ce_id)
+        if traceparent is not None:
+            headers.append(("traceparent", traceparent.encode()))
+        record = Out(key, encode_event(event), headers)
+        await self._open().append(self._topics.events, partition_of(key, self._partitions), [record])
+
+    def _headers(self, ce_type: str, ce_id: str) -> list[tuple[str, bytes]]:
+        return [
+            ("ce_specversion", b"1.0"),
+            ("ce_type", ce_type.encode()),
+            ("ce_source", self._source.encode()),
+            ("ce_id", ce_id.encode()),
+            ("content-type", b"application/json"),
+        ]
+
+    def _open(self) -> Producer:
+        assert self._producer is not None, "use the client in an `async with` block"
+        return self._producer
+
+
+def check_start(definition: Definition, workflow_id: str, value: Any, deadline_ms: int | None) -> None:
+    """Raises InvalidRecord for what the fold would reject, with the field named."""
+    check_workflow_id(workflow_id)
+    check_json(value, "input", PAYLOAD_BYTES_MAX - ENVELOPE_BYTES)
+    if deadline_ms is not None and not 10 <= deadline_ms <= DEADLINE_MS_MAX:
+        raise InvalidRecord("deadline_ms", f"{deadline_ms} is not within 10 to {DEADLINE_MS_MAX}")
+    if definition.input_validator is not None:
+        problem = definition.input_validator.problem(value)
+        if problem is not None:
+            field, _, rest = problem.partition(": ")
+            raise InvalidRecord(field, rest)
+
+
+class _Results:
+    """Follows the results topic from the moment it was opened."""
+
+    def __init__(self, reader: Consumer) -> None:
+        self._reader = reader
+        self._found: OrderedDict[str, ResultRecord] = OrderedDict()
+        self._waiting: dict[str, list[asyncio.Future[ResultRecord]]] = {}
+        self._task = asyncio.create_task(self._follow())
+
+    @classmethod
+    async def open(cls, log: Log, topics: Topics, partitions: int) -> Self:
+        numbers = [TopicPartition(topics.results, number) for number in range(partitions)]
+        reader = await log.read(dict.fromkeys(numbers, 0), committed=False, client_id="client-results")
+        for partition, offset in (await reader.end_offsets(numbers)).items():
+            reader.seek(partition, offset)
+        return cls(reader)
+
+    def get(self, workflow_id: str) -> ResultRecord | None:
+        return self._found.get(workflow_id)
+
+    async def wait(self, workflow_id: str, timeout_s: float) -> ResultRecord:
+        found = self._found.get(workflow_id)
+        if found is not None:
+            return found
+        future: asyncio.Future[ResultRecord] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(workflow_id, []).append(future)
+        either: set[asyncio.Future[Any]] = {future, self._task}
+        done, _ = await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if future in done:
+            return future.result()
+        self._waiting.get(workflow_id, []).remove(future)
+        if self._task in done:
+            self._task.result()
+        raise WaitTimeout(
+            f"workflow {workflow_id} has not ended within {timeout_s:g} s; see: sagalog show {workflow_id}"
+        )
+
+    async def _follow(self) -> None:
+        while True:
+            for messages in (await self._reader.poll(500, 2_000)).values():
+                self._take(messages)
+
+    def _take(self, messages: Sequence[Any]) -> None:
+        for message in messages:
+            if message.key is None or message.value is None:
+                continue
+            try:
+                record: ResultRecord = decode_object(message.value)  # type: ignore[assignment]
+            except InvalidRecord as error:
+                logger.warning("%s/%d/%d: %s", message.topic, message.partition, message.offset, error)
+                continue
+            workflow_id = message.key.decode(errors="replace")
+            self._found[workflow_id] = record
+            if len(self._found) > RESULTS_KEPT_MAX:
+                self._found.popitem(last=False)
+            for future in self._waiting.pop(workflow_id, ()):
+                if not future.done():
+                    future.set_result(record)
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._reader.close()
+
+
+def _shown(value: bytes | None) -> Any:
+    """A record's data, or what can be shown of it."""
+    try:
+        return decode_object(value)
+    except InvalidRecord as error:
+        return {"unreadable": str(error), "bytes": len(value or b"")}

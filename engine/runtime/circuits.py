@@ -1,0 +1,157 @@
+"""The fold of circuits as a processor runs it: outcomes in, circuit states out through the snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sagalog.engine.kernel.circuits import CircuitPartition, dump_circuit, restore_circuit
+from sagalog.engine.kernel.effects import ClaimLost, Effect, Ignored, Moved, OwnerChanged, Quarantine
+from sagalog.engine.kernel.state import NEVER
+from sagalog.schemas import records
+from sagalog.schemas.codec import decode_object, encode
+from sagalog.schemas.events import Timer, TimerFired
+from sagalog.schemas.records import MARKER_KEY, MarkerRecord
+from sagalog.topics.log import Message, Out, TopicPartition
+from sagalog.topics.specs import Topics
+
+from . import outputs
+from .digest import CheckpointsDamaged, Digest
+from .machine import Append, Cut, Ownership
+from .metrics import EngineMetrics
+from .timers import Timers
+
+
+class CircuitMachine:
+    """One partition of `outcomes`."""
+
+    def __init__(self, topics: Topics, partition: int, append: Append, metrics: EngineMetrics) -> None:
+        self.input = TopicPartition(topics.outcomes, partition)
+        self.checkpoints = TopicPartition(topics.circuits, partition)
+        self._topics = topics
+        self._partition = partition
+        self._append = append
+        self._metrics = metrics
+        self._fold = CircuitPartition()
+        self._live = False
+        self._timers = Timers()
+        self._dirty: dict[str, None] = {}
+        self._digest = Digest()
+        self._marker: MarkerRecord | None = None
+        self._cut_offset = -1
+
+    @property
+    def offset(self) -> int:
+        return self._fold.offset
+
+    @property
+    def epoch(self) -> int:
+        return self._fold.epoch
+
+    def stats(self) -> Mapping[str, float]:
+        return {"circuits": len(self._fold.circuits)}
+
+    def load(self, message: Message) -> None:
+        key = (message.key or b"").decode(errors="replace")
+        if message.value is None:
+            return
+        if key == MARKER_KEY:
+            self._marker = decode_object(message.value)  # type: ignore[assignment]
+            return
+        circuit = restore_circuit(message.value)
+        self._fold.circuits[circuit.service] = circuit
+        self._timers.set(circuit.service, circuit.due_ms())
+        self._digest.put(key, message.value)
+
+    def loaded(self, now_ms: int) -> MarkerRecord | None:
+        marker = self._marker
+        if marker is None:
+            return None
+        if self._digest.hex() != marker["digest"]:
+            raise CheckpointsDamaged(
+                f"{self.checkpoints.topic}/{self._partition}: {len(self._digest)} circuits with digest {self._digest.hex()} where "
+                f"the marker says {marker['workflows']} with {marker['digest']}; delete the topic's records to fold them again"
+            )
+        self._fold.offset = self._cut_offset = marker["at_offset"]
+        self._fold.epoch, self._fold.member = marker["epoch"], marker["member"]
+        return marker
+
+    def fold(self, messages: Sequence[Message], ownership: Ownership) -> None:
+        effects: list[Effect] = []
+        for message in messages:
+            if message.offset <= self._fold.offset:
+                continue
+            self._fold.apply(outputs.to_record(message), effects)
+            for effect in effects:
+                self._handle(message, effect, ownership)
+            effects.clear()
+        for service in self._fold.touched:
+            self._timers.set(service, self._fold.circuits[service].due_ms())
+        self._dirty.update(self._fold.touched)
+        self._fold.touched.clear()
+
+    def _handle(self, message: Message, effect: Effect, ownership: Ownership) -> None:
+        match effect:
+            case OwnerChanged():
+                ownership.owner_changed(effect.epoch, effect.member)
+            case ClaimLost():
+                ownership.claim_lost(effect.epoch, effect.member)
+            case Ignored():
+                self._metrics.ignored(effect)
+            case Quarantine():
+                # Folded again after a crash, the record is quarantined again under the same key: nothing is lost.
+                self._metrics.quarantined.labels(effect.stage).inc()
+                record = outputs.quarantine(message, effect.reason, effect.stage, None, message.timestamp)
+                self._append(self._topics.quarantine, 0, [record])
+            case Moved():
+                self._metrics.moved(effect)
+            case _:
+                raise AssertionError(f"the circuits' fold made a {type(effect).__name__}")
+
+    def go_live(self, now_ms: int) -> None:
+        self._live = True
+
+    def tick(self, now_ms: int, monotonic_ms: int) -> None:
+        if not self._live:
+            return
+        for service in self._timers.pop_due(now_ms, len(self._fold.circuits)):
+            status, opened = self._fold.circuits[service].timer()
+            fired = TimerFired(self._fold.epoch, Timer.CIRCUIT, status, opened)
+            record = outputs.event(service, fired, f"@circuit/{service}/{status}/{opened}")
+            self._append(self.input.topic, self._partition, [record])
+
+    def next_due_ms(self) -> int:
+        return self._timers.next_ms() if self._live else NEVER
+
+    def flush(self, now_ms: int) -> None:
+        """Nothing is aggregated here."""
+
+    def cut(self) -> Cut | None:
+        offset = self._fold.offset
+        if not self._dirty and offset == self._cut_offset:
+            return None
+        found: list[Out] = []
+        for service in self._dirty:
+            circuit = self._fold.circuits[service]
+            raw = encode(dump_circuit(circuit))
+            self._digest.put(service, raw)
+            found.append(
+                Out(
+                    service.encode(),
+                    raw,
+                    outputs.headers(records.TYPE_CIRCUIT, f"{service}@{circuit.at_offset}"),
+                )
+            )
+        self._dirty.clear()
+        marker: MarkerRecord = {
+            "at_offset": offset,
+            "epoch": self._fold.epoch,
+            "member": self._fold.member,
+            "definitions": [],
+            "workflows": len(self._digest),
+            "digest": self._digest.hex(),
+        }
+        found.append(
+            Out(MARKER_KEY.encode(), encode(marker), outputs.headers(records.TYPE_MARKER, f"{MARKER_KEY}@{offset}"))
+        )
+        self._cut_offset = offset
+        return Cut(offset, found)

@@ -1,0 +1,36 @@
+"""Every limit of the runtime, in one place. Milliseconds and records, unless the name says otherwise."""
+
+from typing import Final
+
+POLL_RECORDS_MAX: Final = 2_000
+"""Records folded before timers and snapshots get their turn."""
+POLL_MS_MAX: Final = 50
+"""How long the loop waits for records when no timer is due earlier."""
+PENDING_RECORDS_MAX: Final = 20_000
+"""Records sent and not acknowledged; past it fetching is paused (back-pressure), nothing is dropped."""
+
+IN_FLIGHT_MAX: Final = 1_000
+"""Commands of one agent that one partition may have out; further ones are withheld."""
+RAMP_MS: Final = 100
+"""After a circuit closes, parked commands go out in steps of this length, each twice as large as the one before."""
+RAMP_FIRST: Final = 4
+PARKED_ANNOUNCE_MS: Final = 1_000
+"""How often a partition repeats that commands of a service wait in it."""
+
+OUTCOME_FLUSH_MS: Final = 100
+LOSS_TICK_MS: Final = 1_000
+LOSS_GRACE_MS: Final = 2_000
+"""On top of an attempt's own timeout, which its host enforces: the way there and back."""
+
+TAKEOVER_BACKOFF_MS: Final = (200, 5_000)
+"""First and longest wait before a partition that failed is taken over again."""
+SESSION_BACKOFF_MS: Final = (200, 5_000)
+"""First and longest wait before an engine that lost its broker starts over."""
+CLAIMS_MAX: Final = 20
+"""Claims of one take-over that others may win before it starts over."""
+ACK_TIMEOUT_S: Final = 40.0
+"""How long a snapshot waits for the acknowledgement of what it covers."""
+STOP_TIMEOUT_S: Final = 10.0
+TOPIC_CHECK_MS: Final = 5_000
+"""How often the engine asks whether its topics still exist: a deleted topic only gives empty polls."""
+EVENT_REASON_CHARS_MAX: Final = 500

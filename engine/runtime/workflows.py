@@ -1,0 +1,519 @@
+"""The fold of workflows as a processor runs it: with its gate, timers, losses, outcomes and checkpoints.
+
+Rule: this module decides nothing about a workflow. It folds, sends what the fold asks for, and turns what it sees outside the
+log (a timer is due, an attempt is lost, a circuit is open) into events that it appends and folds like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sagalog.engine.kernel.effects import (
+    Answered,
+    Called,
+    ClaimLost,
+    DeadLettered,
+    DefinitionKnown,
+    Dispatch,
+    Effect,
+    Finished,
+    Ignored,
+    Moved,
+    OwnerChanged,
+    Quarantine,
+    ReviewNeeded,
+)
+from sagalog.engine.kernel.partition import Partition
+from sagalog.engine.kernel.plan import Plan
+from sagalog.engine.kernel.progress import execute_dispatch, undo_dispatch
+from sagalog.engine.kernel.state import NEVER, WorkflowState, dump
+from sagalog.engine.kernel.timers import due_timers
+from sagalog.schemas import records
+from sagalog.schemas.codec import decode_object, encode
+from sagalog.schemas.definitions import CircuitPolicy
+from sagalog.schemas.events import AttemptLost, AttemptRefused, Quarantined, TimerFired
+from sagalog.schemas.ids import Direction, command_id
+from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY, MarkerRecord
+from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
+from sagalog.topics.log import Message, Out, TopicPartition
+from sagalog.topics.partitioner import partition_of
+from sagalog.topics.specs import Topics
+
+from . import outputs
+from .digest import CheckpointsDamaged, Digest
+from .gate import CircuitView, Gate
+from .limits import EVENT_REASON_CHARS_MAX, LOSS_GRACE_MS, OUTCOME_FLUSH_MS
+from .losses import Losses, Watched
+from .machine import Append, Cut, Ownership
+from .metrics import EngineMetrics
+from .outcomes import Outcomes
+from .timers import Timers
+
+TIMERS_PER_TICK_MAX: Final = 2_000
+
+# Headers of a checkpoint, so that a take-over need not decode it.
+_DUE: Final = "sagalog_due"
+_WATCH: Final = "sagalog_watch"
+_WAITING: Final = "sagalog_waiting"
+_WITHHELD: Final = "sagalog_withheld"
+
+
+class WorkflowMachine:
+    """One partition of `events`."""
+
+    def __init__(
+        self, topics: Topics, partition: int, outcome_partitions: int, append: Append, metrics: EngineMetrics
+    ) -> None:
+        self.input = TopicPartition(topics.events, partition)
+        self.checkpoints = TopicPartition(topics.checkpoints, partition)
+        self._topics = topics
+        self._partition = partition
+        self._outcome_partitions = outcome_partitions
+        self._service_partitions: dict[str, int] = {}
+        self._append = append
+        self._metrics = metrics
+        self._fold = Partition()
+        self._live = False
+        self.gate = Gate(partition)
+        self._timers = Timers()
+        self._losses = Losses()
+        self._outcomes = Outcomes(partition)
+        self._outcomes_flushed_ms = 0
+        self._outbox: dict[str, Dispatch] = {}
+        self._backlog: list[tuple[str, Out]] = []
+        """Results, dead letters, reviews, quarantined records of the records folded before this owner was live."""
+        self._to_stop: list[tuple[str, str, str]] = []
+        """(workflow, origin, reason) of records that could not be read or folded, until their event is appended."""
+        self._dirty: dict[str, None] = {}
+        self._resting: dict[str, bytes] = {}
+        """Checkpoints of the cut before: whose workflow is not touched until the next cut goes back to bytes."""
+        self._new_definitions: dict[str, bytes] = {}
+        self._digest = Digest()
+        self._marker: MarkerRecord | None = None
+        self._loading_definitions: dict[str, bytes] = {}
+        self._loading_withheld: set[str] = set()
+        self._cut_offset = -1
+        self._now_ms = 0
+        self._monotonic_ms = 0
+
+    # --- state
+
+    @property
+    def offset(self) -> int:
+        return self._fold.offset
+
+    @property
+    def epoch(self) -> int:
+        return self._fold.epoch
+
+    @property
+    def fold_state(self) -> Partition:
+        return self._fold
+
+    def stats(self) -> Mapping[str, float]:
+        return {
+            "workflows": len(self._fold.hot) + len(self._fold.cold),
+            "withheld": self.gate.held,
+            "attempts_out": len(self._losses),
+            "timers": len(self._timers),
+        }
+
+    # --- take-over
+
+    def load(self, message: Message) -> None:
+        key = (message.key or b"").decode(errors="replace")
+        value = message.value
+        if key == MARKER_KEY:
+            if value is not None:
+                self._marker = decode_object(value)  # type: ignore[assignment]
+        elif key.startswith(DEFINITION_KEY):
+            if value is not None:
+                self._loading_definitions[key.removeprefix(DEFINITION_KEY)] = value
+        elif value is None:
+            self._forget(key)
+        else:
+            self._load_workflow(key, value, message)
+
+    def loaded(self, now_ms: int) -> MarkerRecord | None:
+        marker = self._marker
+        if marker is None:
+            return None
+        for hash_ in marker["definitions"]:
+            encoded = self._loading_definitions.get(hash_)
+            if encoded is None:
+                raise CheckpointsDamaged(
+                    f"{self.checkpoints.topic}/{self._partition}: the marker at offset {marker['at_offset']} names definition "
+                    f"{hash_}, which is not there; delete the partition's checkpoints to fold it from the log"
+                )
+            self._fold.load_definition(encoded)
+        if self._digest.hex() != marker["digest"]:
+            raise CheckpointsDamaged(
+                f"{self.checkpoints.topic}/{self._partition}: {len(self._digest)} checkpoints with digest {self._digest.hex()} "
+                f"where the marker at offset {marker['at_offset']} says {marker['workflows']} with {marker['digest']}; "
+                "delete the partition's checkpoints to fold it from the log"
+            )
+        self._fold.offset = self._cut_offset = marker["at_offset"]
+        self._fold.epoch, self._fold.member = marker["epoch"], marker["member"]
+        for workflow_id in sorted(self._loading_withheld):
+            self._hold_again(workflow_id)
+        self._loading_definitions.clear()
+        self._loading_withheld.clear()
+        return marker
+
+    def _load_workflow(self, workflow_id: str, value: bytes, message: Message) -> None:
+        waiting = due = watch = withheld = None
+        for name, found in message.headers:
+            if name == _DUE:
+                due = found
+            elif name == _WATCH:
+                watch = found
+            elif name == _WAITING:
+                waiting = found
+            elif name == _WITHHELD:
+                withheld = found
+        self._fold.load_checkpoint(workflow_id, value, waiting=waiting is not None)
+        self._timers.set(workflow_id, int(due) if due is not None else NEVER)
+        if watch is not None:
+            # From the take-over on: how long the attempts were out already is not known.
+            self._losses.watch("@" + workflow_id, Watched(workflow_id), self._monotonic_ms + int(watch))
+        else:
+            self._losses.answered("@" + workflow_id)
+        if withheld is not None:
+            self._loading_withheld.add(workflow_id)
+            document = decode_object(value)
+            document.pop("withheld", None)
+            value = encode(document)
+        else:
+            self._loading_withheld.discard(workflow_id)
+        self._digest.put(workflow_id, value)
+
+    def _forget(self, workflow_id: str) -> None:
+        self._fold.cold.pop(workflow_id, None)
+        self._fold.waiting.discard(workflow_id)
+        self._timers.set(workflow_id, NEVER)
+        self._losses.answered("@" + workflow_id)
+        self._loading_withheld.discard(workflow_id)
+        self._digest.drop(workflow_id)
+
+    def _hold_again(self, workflow_id: str) -> None:
+        withheld = decode_object(self._fold.cold[workflow_id]).get("withheld", [])
+        state = self._fold.get(workflow_id)
+        assert state is not None
+        plan = self._fold.plan_of(state)
+        assert plan is not None
+        for entry in withheld:
+            step = state.steps[plan.index[entry["step"]]]
+            undo = entry["direction"] == Direction.COMPENSATE
+            self.gate.hold_again(
+                undo_dispatch(state, plan, step) if undo else execute_dispatch(state, plan, step), entry
+            )
+
+    # --- the hot path
+
+    def fold(self, messages: Sequence[Message], ownership: Ownership) -> None:
+        apply = self._fold.apply
+        effects: list[Effect] = []
+        for message in messages:
+            if message.offset <= self._fold.offset:
+                continue  # read again after a seek
+            apply(outputs.to_record(message), effects)
+            if effects:
+                self._handle(message, effects, ownership)
+                effects.clear()
+        self._metrics.folded(self._partition, len(messages))
+        self._settle_touched()
+        if self._live:
+            self._send_backlog()
+            if self._outcomes.full():
+                self.flush(self._now_ms)
+
+    def _handle(self, message: Message, effects: list[Effect], ownership: Ownership) -> None:
+        for effect in effects:
+            match effect:
+                case Moved():
+                    self._metrics.moved(effect)
+                case Answered(command_id=answered):
+                    self._losses.answered(answered)
+                    self.gate.answered(answered)
+                    if not self._live:
+                        self._outbox.pop(answered, None)
+                case Called():
+                    self._outcomes.note(effect, message.offset, self._policy(effect))
+                    self._metrics.called(effect)
+                case Dispatch():
+                    if self._live:
+                        self._dispatch(effect)
+                    else:
+                        self._outbox[effect.command.command_id] = effect
+                case Finished():
+                    self._backlog.append((self._topics.results, outputs.result(effect)))
+                    self._metrics.finished(effect)
+                case DeadLettered():
+                    self._backlog.append((self._topics.dead_letters, outputs.dead_letter(effect)))
+                case ReviewNeeded():
+                    self._backlog.append((self._topics.reviews, outputs.review(effect)))
+                case Ignored():
+                    self._metrics.ignored(effect)
+                case Quarantine():
+                    self._quarantine(message, effect)
+                case DefinitionKnown():
+                    self._new_definitions[effect.hash] = effect.encoded
+                case OwnerChanged():
+                    ownership.owner_changed(effect.epoch, effect.member)
+                case ClaimLost():
+                    ownership.claim_lost(effect.epoch, effect.member)
+
+    def _dispatch(self, effect: Dispatch) -> None:
+        admitted = self.gate.admit(effect, self._now_ms)
+        if admitted:
+            self._send(effect)
+        elif admitted is None:
+            command = effect.command
+            assert command.service is not None
+            self._append_event(
+                command.workflow_id,
+                AttemptRefused(self._fold.epoch, command.step, command.attempt, command.service),
+                f"{command.command_id}/refused/{self._fold.epoch}",
+            )
+
+    def _send(self, effect: Dispatch) -> None:
+        command = effect.command
+        record = outputs.command(effect)
+        if len(record.value or b"") > outputs.VALUE_BYTES_MAX:
+            # A binding that repeats payloads; the agent could never get it, so the attempt is over.
+            self._metrics.unsendable.inc()
+            size = f"its command is {len(record.value or b''):,} bytes, more than {outputs.VALUE_BYTES_MAX:,}"
+            self._lose(command.command_id, self._watched(effect), f"{size}; bind less to the step's input")
+            return
+        self._append(self._topics.commands(command.agent), self._partition, [record])
+        self._losses.watch(
+            command.command_id, self._watched(effect), self._monotonic_ms + effect.patience_ms + LOSS_GRACE_MS
+        )
+        self._metrics.commands.inc()
+
+    @staticmethod
+    def _watched(effect: Dispatch) -> Watched:
+        command = effect.command
+        return Watched(
+            workflow_id=command.workflow_id,
+            step=command.step,
+            attempt=command.attempt,
+            direction=command.direction.value,
+            timeout_ms=command.timeout_ms,
+            heartbeat_ms=command.heartbeat_timeout_ms,
+        )
+
+    def _quarantine(self, message: Message, effect: Quarantine) -> None:
+        self._metrics.quarantined.labels(effect.stage).inc()
+        at_ms = message.timestamp
+        record = outputs.quarantine(message, effect.reason, effect.stage, effect.workflow_id, at_ms)
+        self._backlog.append((self._topics.quarantine, record))
+        if effect.workflow_id is not None and self._fold.get(effect.workflow_id) is not None:
+            origin = f"{message.topic}/{message.partition}/{message.offset}"
+            self._to_stop.append((effect.workflow_id, origin, effect.reason[:EVENT_REASON_CHARS_MAX]))
+
+    def _settle_touched(self) -> None:
+        """After a batch: timers of what it touched, and what the next cut has to hold."""
+        touched = self._fold.touched
+        for workflow_id in touched:
+            state = self._fold.hot.get(workflow_id)
+            self._timers.set(workflow_id, state.due_ms() if state is not None else NEVER)
+        self._dirty.update(touched)
+        touched.clear()
+
+    def _send_backlog(self) -> None:
+        """Everything but commands, batched per topic."""
+        for workflow_id, origin, reason in self._to_stop:
+            # Of a record that the owner before had quarantined already, a second event is ignored.
+            event = Quarantined(self._fold.epoch, origin, reason)
+            self._append_event(workflow_id, event, f"{origin}/quarantined")
+        self._to_stop.clear()
+        by_topic: dict[str, list[Out]] = {}
+        for topic, record in self._backlog:
+            by_topic.setdefault(topic, []).append(record)
+        self._backlog.clear()
+        for topic, found in by_topic.items():
+            self._append(topic, 0 if topic == self._topics.quarantine else self._partition, found)
+
+    def go_live(self, now_ms: int) -> None:
+        self._live = True
+        self._now_ms = now_ms
+        outbox, self._outbox = self._outbox, {}
+        for effect in outbox.values():
+            self._dispatch(effect)
+        self._send_backlog()
+
+    # --- what is seen outside the log
+
+    def tick(self, now_ms: int, monotonic_ms: int) -> None:
+        self._now_ms, self._monotonic_ms = now_ms, monotonic_ms
+        if not self._live:
+            return
+        if self._timers.next_ms() <= now_ms:
+            for workflow_id in self._timers.pop_due(now_ms, TIMERS_PER_TICK_MAX):
+                self._fire(workflow_id, now_ms)
+        for lost_id, watched in self._losses.pop_lost(monotonic_ms):
+            if watched.step is None:
+                self._lose_all_out(watched.workflow_id)
+            else:
+                self._lose(lost_id, watched, watched.message)
+        if self.gate.held:
+            for effect in self.gate.release(now_ms):
+                self._send(effect)
+        if now_ms - self._outcomes_flushed_ms >= OUTCOME_FLUSH_MS:
+            self.flush(now_ms)
+
+    def next_due_ms(self) -> int:
+        return self._timers.next_ms()
+
+    def flush(self, now_ms: int) -> None:
+        self._outcomes_flushed_ms = now_ms
+        for service, waiting in self.gate.announcements(now_ms):
+            self._outcomes.parked(service, waiting, self._fold.offset, None)
+        if self._outcomes:
+            for service, record in self._outcomes.take():
+                self._append(self._topics.outcomes, self._outcome_partition(service), [record])
+
+    def _outcome_partition(self, service: str) -> int:
+        found = self._service_partitions.get(service)
+        if found is None:
+            found = self._service_partitions[service] = partition_of(service.encode(), self._outcome_partitions)
+        return found
+
+    def heard(self, workflow_id: str, step: str, attempt: int, direction: Direction) -> None:
+        """A heartbeat: the attempt is alive, and has its time or its next heartbeat's time from now on."""
+        beating = command_id(workflow_id, step, attempt, direction)
+        watched = self._losses.get(beating)
+        if watched is not None:
+            patience_ms = watched.heartbeat_ms or watched.timeout_ms
+            self._losses.watch(beating, watched, self._monotonic_ms + patience_ms + LOSS_GRACE_MS)
+
+    def circuit(self, service: str, view: CircuitView) -> None:
+        self.gate.circuit(service, view, self._now_ms)
+
+    def _fire(self, workflow_id: str, now_ms: int) -> None:
+        state = self._fold.get(workflow_id)
+        if state is None:
+            return
+        for timer, step, attempt in due_timers(state, self._fold.plan_of(state), now_ms):
+            self._append_event(
+                workflow_id,
+                TimerFired(self._fold.epoch, timer, step, attempt),
+                f"{workflow_id}/{timer.value}/{step or '-'}/{attempt or 0}",
+            )
+            self._metrics.timers.inc()
+        # When the append is lost with the producer, the processor starts over; until the event is folded nothing fires again.
+
+    def _lose(self, lost_id: str, watched: Watched, message: str) -> None:
+        assert watched.step is not None
+        self._metrics.lost.inc()
+        self._append_event(
+            watched.workflow_id,
+            AttemptLost(self._fold.epoch, watched.step, watched.attempt, Direction(watched.direction), message),
+            f"{lost_id}/lost/{self._fold.epoch}",
+        )
+
+    def _lose_all_out(self, workflow_id: str) -> None:
+        """After a take-over the attempts that were out are watched together: those that still are get lost."""
+        state = self._fold.get(workflow_id)
+        plan = self._fold.plan_of(state) if state is not None else None
+        if state is None or plan is None:
+            return
+        for step in state.steps:
+            name = plan.steps[step.index].name
+            out = []
+            if step.status is StepStatus.RUNNING:
+                out.append((step.attempt, Direction.EXECUTE))
+            if step.undo is not None and step.undo.status is UndoStatus.RUNNING:
+                out.append((step.undo.attempt, Direction.COMPENSATE))
+            for attempt, direction in out:
+                lost_id = command_id(workflow_id, name, attempt, direction)
+                if self._losses.get(lost_id) is None and not self.gate.holds(lost_id):
+                    watched = Watched(workflow_id, name, attempt, direction.value)
+                    self._lose(lost_id, watched, "no answer in time since the engine took over")
+
+    def _append_event(self, workflow_id: str, event: Any, ce_id: str) -> None:
+        self._append(self._topics.events, self._partition, [outputs.event(workflow_id, event, ce_id)])
+
+    def _policy(self, call: Called) -> CircuitPolicy | None:
+        if call.service is None:
+            return None
+        plan = self._fold.plans.get(call.definition)
+        return plan.policy(call.service) if plan is not None else None
+
+    # --- snapshots
+
+    def cut(self) -> Cut | None:
+        self._dirty.update(dict.fromkeys(self.gate.changed))
+        self.gate.changed.clear()
+        offset = self._fold.offset
+        if not self._dirty and not self._new_definitions and offset == self._cut_offset:
+            return None
+        found: list[Out] = []
+        for hash_, encoded in self._new_definitions.items():
+            found.append(
+                Out(
+                    (DEFINITION_KEY + hash_).encode(),
+                    encoded,
+                    outputs.headers(records.TYPE_DEFINITION, f"{DEFINITION_KEY}{hash_}"),
+                )
+            )
+        resting: dict[str, bytes] = {}
+        for workflow_id in self._dirty:
+            found.append(self._checkpoint(workflow_id, resting))
+        self._rest(resting)
+        self._new_definitions.clear()
+        self._dirty.clear()
+        marker: MarkerRecord = {
+            "at_offset": offset,
+            "epoch": self._fold.epoch,
+            "member": self._fold.member,
+            "definitions": list(self._fold.plans),
+            "workflows": len(self._digest),
+            "digest": self._digest.hex(),
+        }
+        found.append(
+            Out(MARKER_KEY.encode(), encode(marker), outputs.headers(records.TYPE_MARKER, f"{MARKER_KEY}@{offset}"))
+        )
+        self._cut_offset = offset
+        return Cut(offset, found)
+
+    def _checkpoint(self, workflow_id: str, resting: dict[str, bytes]) -> Out:
+        state = self._fold.get(workflow_id)
+        if state is None:
+            self._digest.drop(workflow_id)
+            return outputs.checkpoint(workflow_id, None, self._fold.offset, [])
+        plan = self._fold.plan_of(state)
+        document = dump(state, plan)
+        raw = encode(document)
+        self._digest.put(workflow_id, raw)
+        extra = _hints(state, plan)
+        if withheld := self.gate.withheld(workflow_id):
+            document["withheld"] = withheld
+            extra.append((_WITHHELD, b"1"))
+            raw = encode(document)
+        else:
+            resting[workflow_id] = raw
+        return outputs.checkpoint(workflow_id, raw, state.at_offset, extra)
+
+    def _rest(self, resting: dict[str, bytes]) -> None:
+        """Workflows that were not touched for a whole snapshot interval go back to bytes."""
+        for workflow_id, raw in self._resting.items():
+            if workflow_id not in self._dirty:
+                self._fold.rest(workflow_id, raw)
+        self._fold.rest_unchanged()
+        self._resting = resting
+
+
+def _hints(state: WorkflowState, plan: Plan | None) -> list[tuple[str, bytes]]:
+    """What a take-over needs to know of a workflow without decoding its checkpoint."""
+    hints: list[tuple[str, bytes]] = []
+    due_ms = state.due_ms()
+    if due_ms != NEVER:
+        hints.append((_DUE, str(due_ms).encode()))
+    if plan is not None and not state.terminal and (watch_ms := state.watch_ms(plan)):
+        hints.append((_WATCH, str(watch_ms).encode()))
+    if state.status is WorkflowStatus.WAITING:
+        hints.append((_WAITING, b"1"))
+    return hints
