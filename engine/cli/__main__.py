@@ -1,0 +1,5 @@
+"""`python -m sagalog.engine.cli` is `sagalog`."""
+
+from . import main
+
+main()

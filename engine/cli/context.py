@@ -1,0 +1,141 @@
+"""What every command needs: settings, where Kafka and PostgreSQL are, and a loop that stops on SIGTERM and SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import uvloop
+
+from sagalog.engine.client import Client
+from sagalog.infra.settings import Settings, load_settings
+from sagalog.schemas.errors import SagalogError
+from sagalog.topics.kafka import KafkaLog, KafkaSecurity
+from sagalog.topics.specs import Topics
+
+T = TypeVar("T")
+
+DEV_DIR: Final = Path(".sagalog")
+DEV_FILE: Final = "dev.json"
+"""Where `sagalog dev` leaves its addresses for the other commands."""
+
+
+class NotFound(SagalogError):
+    """What was asked for is not there."""
+
+
+class NoAddress(SagalogError):
+    """Nobody said where a server is."""
+
+
+def settings() -> Settings:
+    """This process's settings; addresses that are not set are those of a running `sagalog dev`. Raises SettingsError."""
+    found = load_settings()
+    dev = _dev_addresses(found)
+    overrides = {key: dev[key] for key in ("bootstrap", "postgres") if getattr(found, key) is None and key in dev}
+    return load_settings(**overrides) if overrides else found
+
+
+def dev_directory(found: Settings) -> Path:
+    return found.data_dir or DEV_DIR
+
+
+def _dev_addresses(found: Settings) -> dict[str, str]:
+    file = dev_directory(found) / DEV_FILE
+    try:
+        document = json.loads(file.read_text())
+        os.kill(int(document["pid"]), 0)
+    except (FileNotFoundError, ProcessLookupError, ValueError, KeyError, NotADirectoryError):
+        return {}
+    except PermissionError:
+        pass  # it runs as another user: its addresses are good all the same
+    return {key: str(document[key]) for key in ("bootstrap", "postgres") if key in document}
+
+
+def bootstrap_of(found: Settings) -> str:
+    if found.bootstrap is None:
+        raise NoAddress(
+            "no Kafka is named: set SAGALOG_BOOTSTRAP=host:port, or run `sagalog dev` in this directory for an embedded one"
+        )
+    return found.bootstrap
+
+
+def postgres_of(found: Settings) -> str:
+    if found.postgres is None:
+        raise NoAddress(
+            "no PostgreSQL is named: set SAGALOG_POSTGRES=postgresql://user:password@host:port/database, or run `sagalog dev` "
+            "in this directory for an embedded one"
+        )
+    return found.postgres
+
+
+def security_of(found: Settings) -> KafkaSecurity:
+    return KafkaSecurity(
+        protocol=found.security_protocol,
+        mechanism=found.sasl_mechanism or "PLAIN",
+        username=found.sasl_username,
+        password=found.sasl_password.get_secret_value() if found.sasl_password else None,
+        cafile=str(found.ssl_cafile) if found.ssl_cafile else None,
+    )
+
+
+def make_log(found: Settings) -> KafkaLog:
+    return KafkaLog(bootstrap_of(found), security=security_of(found), session_timeout_ms=found.session_timeout_ms)
+
+
+def topics_of(found: Settings) -> Topics:
+    return Topics(found.prefix)
+
+
+@contextlib.asynccontextmanager
+async def open_log(found: Settings) -> AsyncIterator[KafkaLog]:
+    log = make_log(found)
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+@contextlib.asynccontextmanager
+async def open_client(found: Settings) -> AsyncIterator[Client]:
+    async with open_log(found) as log, Client(log, topics_of(found)) as client:
+        yield client
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a command's coroutine on uvloop."""
+    return uvloop.run(work)
+
+
+def run_until_stopped(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Runs a long-lived process until SIGTERM or SIGINT; a second signal ends it at once."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: int) -> None:
+            if stop.is_set():
+                os._exit(128 + number)
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+        await work(stop)
+
+    uvloop.run(main())
+
+
+def set_up_logging(level: str) -> None:
+    """Lines on standard error. The Kafka client reports what it retries by itself as warnings: only its errors are shown."""
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S", force=True
+    )
+    logging.getLogger("aiokafka").setLevel("DEBUG" if level == "DEBUG" else "CRITICAL")

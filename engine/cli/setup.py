@@ -1,0 +1,185 @@
+"""Commands that prepare a system: topics and definitions."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagalog.schemas.definitions import Definition, parse_definition
+from sagalog.schemas.errors import InvalidDefinition
+from sagalog.topics.provision import check, provision
+from sagalog.topics.specs import all_specs
+
+from .context import NotFound, open_client, open_log, run, settings, topics_of
+from .output import out, pretty, print_json, table
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+topics_app = typer.Typer(no_args_is_help=True, help="The topics of this prefix: make them, check them.")
+definitions_app = typer.Typer(no_args_is_help=True, help="Definitions: check, register, list, show.")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(topics_app, name="topics")
+    app.add_typer(definitions_app, name="definitions")
+
+
+# --- topics
+
+
+@topics_app.command("create")
+def topics_create(
+    agent: Annotated[list[str] | None, typer.Option(help="Also the command topic of this agent; repeatable.")] = None,
+    json: Json = False,
+) -> None:
+    """Make the topics that are missing; refuse those that do not fit, with the difference.
+
+    Example: sagalog topics create --agent ocr --agent ledger
+    """
+
+    async def work() -> list[str]:
+        found = settings()
+        async with open_log(found) as log:
+            return await provision(
+                log,
+                topics_of(found),
+                all_specs(agent or ()),
+                partitions=found.partitions,
+                replication=found.replication,
+            )
+
+    made = run(work())
+    if json:
+        print_json({"created": made})
+    else:
+        out.print("\n".join(f"created {name}" for name in made) or "All topics are there.")
+
+
+@topics_app.command("list")
+def topics_list(json: Json = False) -> None:
+    """What each topic holds, and how it is. Exits 1 when one is missing or does not fit."""
+
+    async def work() -> tuple[list[dict[str, Any]], list[str]]:
+        found = settings()
+        topics = topics_of(found)
+        specs = all_specs()
+        async with open_log(found) as log:
+            described = await log.describe([topics.name(spec) for spec in specs])
+        rows = []
+        for spec in specs:
+            topic = described.get(topics.name(spec))
+            rows.append(
+                {
+                    "topic": topics.name(spec),
+                    "partitions": topic.partitions if topic else None,
+                    "replication": topic.replication if topic else None,
+                    "cleanup": topic.config.get("cleanup.policy") if topic else "missing",
+                    "key": spec.keyed.value,
+                    "holds": spec.holds,
+                }
+            )
+        return rows, check(described, topics, specs, found.partitions)
+
+    rows, problems = run(work())
+    if json:
+        print_json({"topics": rows, "problems": problems})
+    else:
+        table(None, list(rows[0]), [list(row.values()) for row in rows])
+        for problem in problems:
+            out.print(problem, style="red", markup=False)
+    if problems or any(row["partitions"] is None for row in rows):
+        raise typer.Exit(1)
+
+
+# --- definitions
+
+Source = Annotated[str, typer.Argument(help="A JSON file, or module:name of a Definition.")]
+
+
+@definitions_app.command("check")
+def definitions_check(source: Source, json: Json = False) -> None:
+    """Say whether a definition can run, and if not, what is wrong where. Exits 2 when it cannot.
+
+    Examples: sagalog definitions check invoice.json
+              sagalog definitions check sagalog.agents.invoices.saga:definition
+    """
+    found = load_definition(source)
+    if json:
+        print_json({"name": found.name, "hash": found.hash, "steps": [step.name for step in found.steps]})
+    else:
+        out.print(f"{found.name}@{found.hash}: {len(found.steps)} steps, fits.")
+
+
+@definitions_app.command("register")
+def definitions_register(source: Source, json: Json = False) -> None:
+    """Make a definition known to every partition, and its agents' command topics. Repeatable.
+
+    Example: sagalog definitions register sagalog.agents.invoices.saga:definition
+    """
+    definition = load_definition(source)
+
+    async def work() -> str:
+        found = settings()
+        async with open_client(found) as client:
+            return await client.register(definition, replication=found.replication)
+
+    hash_ = run(work())
+    if json:
+        print_json({"name": definition.name, "hash": hash_})
+    else:
+        out.print(f"registered {definition.name}@{hash_}")
+
+
+@definitions_app.command("list")
+def definitions_list(json: Json = False) -> None:
+    """All registered definitions, the newest of a name last."""
+
+    async def work() -> list[Definition]:
+        async with open_client(settings()) as client:
+            return await client.definitions()
+
+    found = run(work())
+    if json:
+        print_json([{"name": d.name, "hash": d.hash, "steps": [step.name for step in d.steps]} for d in found])
+    else:
+        table(
+            None,
+            ["name", "hash", "steps", "description"],
+            [[d.name, d.hash, " ".join(step.name for step in d.steps), d.description] for d in found],
+        )
+
+
+@definitions_app.command("show")
+def definitions_show(name: Annotated[str, typer.Argument(help="A name, or name@hash.")]) -> None:
+    """A registered definition, as JSON."""
+
+    async def work() -> Definition:
+        async with open_client(settings()) as client:
+            return await client.definition(name)
+
+    out.print(pretty(run(work()).model_dump(mode="json")), markup=False)
+
+
+def load_definition(source: str) -> Definition:
+    """From a JSON file, or from `module:name`. Raises InvalidDefinition, NotFound."""
+    path = Path(source)
+    if path.suffix == ".json" or path.is_file():
+        try:
+            return parse_definition(path.read_bytes())
+        except OSError as error:
+            raise NotFound(f"{source} cannot be read ({error.strerror}); name a JSON file or module:name") from None
+    module, colon, name = source.partition(":")
+    if not colon:
+        raise NotFound(f"{source!r} is neither a file nor module:name, such as sagalog.agents.invoices.saga:definition")
+    sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise NotFound(f"{source}: {error}") from None
+    if not isinstance(found, Definition):
+        raise InvalidDefinition(source, f"is a {type(found).__name__}, not a Definition")
+    return found

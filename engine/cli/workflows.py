@@ -1,0 +1,276 @@
+"""Commands about workflows: start, wait, list, show, history, cancel."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagalog.schemas.codec import decode
+from sagalog.schemas.errors import InvalidRecord
+from sagalog.schemas.limits import PAYLOAD_BYTES_MAX
+from sagalog.schemas.records import ResultRecord
+
+from .context import NotFound, open_client, postgres_of, run, settings
+from .output import at, out, pretty, print_json, table
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+WorkflowId = Annotated[str, typer.Argument(help="The workflow's id.")]
+ENDED_WELL = ("completed", "degraded")
+
+
+def register(app: typer.Typer) -> None:
+    for name, command in (
+        ("start", start),
+        ("wait", wait),
+        ("list", list_),
+        ("show", show),
+        ("history", history),
+        ("cancel", cancel),
+    ):
+        app.command(name)(command)
+
+
+def start(
+    definition: Annotated[str, typer.Argument(help="A registered definition: name, or name@hash.")],
+    input: Annotated[str, typer.Option("--input", "-i", help="JSON; @FILE reads a file, - standard input.")] = "{}",
+    workflow_id: Annotated[str | None, typer.Option("--id", help="The workflow's id; default: a new one.")] = None,
+    deadline_ms: Annotated[int | None, typer.Option(help="Milliseconds from the start to the last step's end.")] = None,
+    correlation_id: Annotated[str | None, typer.Option(help="Any text to find it by.")] = None,
+    wait_s: Annotated[float | None, typer.Option("--wait", help="Wait so many seconds for the result.")] = None,
+    json: Json = False,
+) -> None:
+    """Start a workflow. A second start with the same id changes nothing.
+
+    Examples: sagalog start invoice -i '{"file": "a.png"}' --id invoice-1
+              sagalog start invoice -i @input.json --wait 60
+    """
+    value = read_input(input)
+
+    async def work() -> tuple[str, ResultRecord | None]:
+        async with open_client(settings()) as client:
+            started = await client.start(
+                definition,
+                value,
+                workflow_id=workflow_id,
+                deadline_ms=deadline_ms,
+                correlation_id=correlation_id,
+            )
+            return started, await client.wait(started, timeout_s=wait_s) if wait_s is not None else None
+
+    started, result = run(work())
+    if result is not None:
+        _print_result(result, json)
+    elif json:
+        print_json({"workflow_id": started})
+    else:
+        out.print(started, markup=False)
+
+
+def wait(
+    workflow_id: WorkflowId,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.")] = 60.0,
+    json: Json = False,
+) -> None:
+    """Wait for a workflow's result. Exits 0 when it completed or is degraded, 1 when it ended otherwise, 4 on time-out.
+
+    Example: sagalog wait invoice-1 --timeout 30
+    """
+
+    async def work() -> ResultRecord:
+        async with open_client(settings()) as client:
+            return await client.wait(workflow_id, timeout_s=timeout_s)
+
+    _print_result(run(work()), json)
+
+
+def _print_result(result: ResultRecord, json: bool) -> None:
+    if json:
+        print_json(result)
+    else:
+        out.print(f"{result['workflow_id']}: {result['status']}", style="bold", markup=False)
+        failure = result.get("failure")
+        if failure is not None:
+            out.print(f"because {failure.get('step', 'the workflow')}: {failure['message']}", markup=False)
+        for missing in result["missing"]:
+            out.print(f"missing {missing['step']}: {missing['why']} ({missing['stand_in']} stands in)", markup=False)
+        if "output" in result:
+            out.print(pretty(result["output"]), markup=False)
+    if result["status"] not in ENDED_WELL:
+        raise typer.Exit(1)
+
+
+def list_(
+    status: Annotated[str | None, typer.Option(help="Only workflows in this status.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only workflows of this definition.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many at most, the newest first.")] = 20,
+    json: Json = False,
+) -> None:
+    """Workflows, the newest first, from PostgreSQL.
+
+    Example: sagalog list --status running --limit 50
+    """
+
+    async def work() -> tuple[list[dict[str, Any]], dict[str, int]]:
+        async with _queries() as queries:
+            return await queries.list_workflows(status=status, name=name, limit=limit), await queries.counts_by_status()
+
+    rows, counts = run(work())
+    if json:
+        print_json({"workflows": rows, "counts": counts})
+        return
+    columns = ["workflow_id", "name", "status", "started_at", "finished_at", "completeness"]
+    table(None, columns, [[row.get(column) for column in columns] for row in rows])
+    out.print(
+        "  ".join(f"{status}: {count}" for status, count in sorted(counts.items())) or "no workflows", style="dim"
+    )
+
+
+def show(workflow_id: WorkflowId, json: Json = False) -> None:
+    """One workflow: its steps, attempts and undoings, and why it does not move. From PostgreSQL.
+
+    Example: sagalog show invoice-1
+    """
+
+    async def work() -> dict[str, Any] | None:
+        async with _queries() as queries:
+            return await queries.show_workflow(workflow_id)
+
+    found = run(work())
+    if found is None:
+        raise NotFound(
+            f"workflow {workflow_id!r} is not in the projection; is the id right? The log itself: sagalog replay {workflow_id}"
+        )
+    reasons = why(found)
+    if json:
+        print_json({**found, "why": reasons})
+        return
+    workflow = found["workflow"]
+    out.print(f"{workflow_id}  ", style="bold", end="", markup=False)
+    out.print(f"{workflow['name']}@{workflow['definition']}  {workflow['status']}", markup=False)
+    table(
+        None,
+        ["step", "status", "agent", "attempt", "started", "ended", "note"],
+        [
+            [s["step"], s["status"], s["agent"], s["attempt"], s["started_at"], s["finished_at"], _note(s)]
+            for s in found["steps"]
+        ],
+    )
+    undone = [c for c in found["compensations"] if c["status"] != "not_needed"]
+    if undone:
+        table(
+            "undoing, in this order",
+            ["step", "status", "attempt", "note"],
+            [
+                [c["step"], c["status"], c["attempt"], _note(c)]
+                for c in sorted(undone, key=lambda c: c["undone_order"] or 1 << 30)
+            ],
+        )
+    for reason in reasons:
+        out.print(f"- {reason}", markup=False)
+
+
+def why(found: dict[str, Any]) -> list[str]:
+    """Why a workflow is where it is: one sentence each."""
+    workflow = found["workflow"]
+    reasons = []
+    if workflow["stopped"]:
+        reasons.append(f"stopped: {workflow['stopped']}")
+    if workflow["failure"]:
+        failure = workflow["failure"]
+        reasons.append(f"failed in {failure.get('step', 'the workflow')}: {failure['message']} ({failure['kind']})")
+    for missing in workflow["missing"] or ():
+        reasons.append(f"missing {missing['step']}: {missing['why']} ({missing['stand_in']} stands in)")
+    for withheld in workflow["withheld"] or ():
+        what = (
+            f"the circuit of {withheld['service']} is open"
+            if withheld["reason"] == "circuit_open"
+            else withheld["reason"]
+        )
+        reasons.append(f"{withheld['step']} waits since {at(withheld['since_ms'])}: {what}")
+    if not workflow["terminal"]:
+        for step in found["steps"]:
+            if step["status"] == "backing_off":
+                reasons.append(f"{step['step']} waits for its next attempt at {step['retry_at']}")
+            elif step["status"] == "running":
+                reasons.append(f"{step['step']} waits for agent {step['agent']}, attempt {step['attempt']}")
+    for review in found["reviews"]:
+        reasons.append(f"review ({review['kind']}): {review['reason']}")
+    for letter in found["dead_letters"]:
+        reasons.append(
+            f"dead letter: {letter['direction']} {letter['step']}, {letter['failed_attempts']} failed attempts"
+        )
+    return reasons
+
+
+def _note(row: dict[str, Any]) -> str:
+    if row.get("stand_in"):
+        return f"{row['stand_in']} stands in"
+    failures = row["failures"]
+    return failures[-1]["message"] if failures else ""
+
+
+def history(workflow_id: WorkflowId, json: Json = False) -> None:
+    """Every event of a workflow, as it stands in the log.
+
+    Example: sagalog history invoice-1 --json
+    """
+
+    async def work() -> list[dict[str, Any]]:
+        async with open_client(settings()) as client:
+            return await client.history(workflow_id)
+
+    found = run(work())
+    if not found:
+        raise NotFound(f"workflow {workflow_id!r} is not in the log; is the id, or SAGALOG_PREFIX, right?")
+    if json:
+        print_json(found)
+        return
+    for event in found:
+        out.print(f"{event['offset']:>8}  {at(event['at_ms'])}  ", style="dim", end="")
+        out.print(event.get("ce_type", "?"), style="bold", markup=False, end="  ")
+        out.print(f"{event['data']}"[:200], markup=False)
+
+
+def cancel(
+    workflow_id: WorkflowId,
+    reason: Annotated[str, typer.Option(help="Why; it stands in the log.")],
+    who: Annotated[str | None, typer.Option(help="Who; default: the user of this process.")] = None,
+) -> None:
+    """Stop a workflow and undo what it did. A compensation that runs already goes on.
+
+    Example: sagalog cancel invoice-1 --reason "entered twice"
+    """
+
+    async def work() -> None:
+        async with open_client(settings()) as client:
+            await client.cancel(workflow_id, reason=reason, who=who or getpass.getuser())
+
+    run(work())
+    out.print(f"asked {workflow_id} to stop; its outcome: sagalog wait {workflow_id}", markup=False)
+
+
+def read_input(text: str) -> Any:
+    """A JSON value given on the command line, in a file (@FILE) or on standard input (-). Raises InvalidRecord."""
+    if text == "-":
+        raw = sys.stdin.buffer.read(PAYLOAD_BYTES_MAX + 1)
+    elif text.startswith("@"):
+        try:
+            with Path(text[1:]).open("rb") as file:
+                raw = file.read(PAYLOAD_BYTES_MAX + 1)
+        except OSError as error:
+            raise InvalidRecord("--input", f"{text[1:]} cannot be read ({error.strerror})") from None
+    else:
+        raw = text.encode()
+    return decode(raw, "--input")
+
+
+def _queries() -> Any:
+    # psycopg takes a while to load; commands that talk to the log alone should not wait for it.
+    from sagalog.engine.projection.queries import open_queries
+
+    found = settings()
+    return open_queries(postgres_of(found), found.prefix)
