@@ -24,7 +24,7 @@ from sagalog.schemas.definitions import Definition, parse_definition
 from sagalog.schemas.errors import InvalidRecord, SagalogError
 from sagalog.schemas.events import TYPE_OF, CancelRequested, DefinitionRegistered, Event, WorkflowStarted, encode_event
 from sagalog.schemas.ids import check_workflow_id
-from sagalog.schemas.limits import DEADLINE_MS_MAX, PAYLOAD_BYTES_MAX
+from sagalog.schemas.limits import CORRELATION_ID_CHARS_MAX, DEADLINE_MS_MAX, PAYLOAD_BYTES_MAX
 from sagalog.schemas.records import DEFINITION_KEY, ResultRecord
 from sagalog.topics.log import Consumer, Log, Out, Producer, TopicPartition
 from sagalog.topics.partitioner import partition_of
@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 RESULTS_KEPT_MAX: Final = 50_000
 """Results that a client keeps for `wait` calls that come after them, the newest."""
-ENVELOPE_BYTES: Final = 1_024
-"""What a start's value holds beside the input."""
 
 
 class UnknownDefinition(SagalogError):
@@ -180,7 +178,7 @@ class Client:
         found = await self.definition(definition)
         if workflow_id is None:
             workflow_id = f"{found.name}-{self._rng.hex(16)}"
-        check_start(found, workflow_id, input, deadline_ms)
+        check_start(found, workflow_id, input, deadline_ms, correlation_id)
         event = WorkflowStarted(f"{found.name}@{found.hash}", input, deadline_ms, correlation_id)
         await self._watch_results()
         await self._append(workflow_id, event, self._rng.hex(32), traceparent)
@@ -192,7 +190,7 @@ class Client:
         named = f"{found.name}@{found.hash}"
         by_partition: dict[int, list[Out]] = {}
         for workflow_id, value in inputs.items():
-            check_start(found, workflow_id, value, None)
+            check_start(found, workflow_id, value)
             key = workflow_id.encode()
             record = Out(
                 key,
@@ -287,10 +285,20 @@ class Client:
         return self._producer
 
 
-def check_start(definition: Definition, workflow_id: str, value: Any, deadline_ms: int | None) -> None:
+def check_start(
+    definition: Definition,
+    workflow_id: str,
+    value: Any,
+    deadline_ms: int | None = None,
+    correlation_id: str | None = None,
+) -> None:
     """Raises InvalidRecord for what the fold would reject, with the field named."""
     check_workflow_id(workflow_id)
-    check_json(value, "input", PAYLOAD_BYTES_MAX - ENVELOPE_BYTES)
+    check_json(value, "input", PAYLOAD_BYTES_MAX)
+    if correlation_id is not None and len(correlation_id) > CORRELATION_ID_CHARS_MAX:
+        raise InvalidRecord(
+            "correlation_id", f"is {len(correlation_id)} characters, more than {CORRELATION_ID_CHARS_MAX}"
+        )
     if deadline_ms is not None and not 10 <= deadline_ms <= DEADLINE_MS_MAX:
         raise InvalidRecord("deadline_ms", f"{deadline_ms} is not within 10 to {DEADLINE_MS_MAX}")
     if definition.input_validator is not None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 
 from . import limits
 from .codec import check_json, decode_object, encode_sorted
-from .errors import InvalidDefinition
+from .errors import InvalidDefinition, InvalidRecord
 from .ids import NAME_PATTERN
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -141,7 +141,7 @@ class CircuitPolicy(_Model):
     """
 
     failure_ratio: float = Field(default=0.5, gt=0.0, le=1.0)
-    calls_min: int = Field(default=5, ge=1, le=10_000)
+    calls_min: int = Field(default=5, ge=1, le=limits.WINDOW_CALLS_MAX)
     window_ms: int = Field(default=30_000, ge=100, le=3_600_000)
     recovery_ms: int = Field(default=10_000, ge=50, le=3_600_000, description="From opening to the one probe.")
 
@@ -161,10 +161,21 @@ class Definition(_Model):
     )
     services: dict[Name, CircuitPolicy] = Field(default_factory=dict, max_length=100)
 
+    def __init__(self, **data: Any) -> None:
+        """Raises InvalidDefinition with the path of what does not fit."""
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise _as_invalid(error) from None
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         _check_definition(self)
         return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A checked copy: pydantic's own would keep the hash of what it was copied from."""
+        return type(self)(**{**dict(self), **(update or {})})
 
     @cached_property
     def encoded(self) -> bytes:
@@ -209,13 +220,13 @@ def _no_remote(uri: str) -> Any:
 
 def parse_definition(document: Mapping[str, Any] | bytes) -> Definition:
     """The definition in a JSON document. Raises InvalidDefinition that names the path and the problem."""
-    if isinstance(document, bytes):
-        document = decode_object(document, "definition")
-    check_json(dict(document), "definition", limits.DEFINITION_BYTES_MAX)
     try:
-        return Definition.model_validate(document)
-    except ValidationError as error:
-        raise _as_invalid(error) from None
+        if isinstance(document, bytes):
+            document = decode_object(document, "definition", limits.JSON_DEPTH_MAX)
+        check_json(dict(document), "definition", limits.DEFINITION_BYTES_MAX)
+    except InvalidRecord as error:
+        raise InvalidDefinition(error.field, error.problem) from None
+    return Definition(**document)
 
 
 def _as_invalid(error: ValidationError) -> InvalidDefinition:
@@ -235,6 +246,10 @@ class _Refused(ValueError, InvalidDefinition):
 
 
 def _check_definition(definition: Definition) -> None:
+    try:
+        check_json(definition.model_dump(mode="json"), "definition", limits.DEFINITION_BYTES_MAX)
+    except InvalidRecord as error:
+        raise _Refused(error.field, error.problem) from None
     steps = {step.name: step for step in definition.steps}
     if len(steps) != len(definition.steps):
         names = [step.name for step in definition.steps]

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from .codec import decode_object
 from .errors import InvalidRecord
 from .ids import Direction
+from .limits import EVENT_DEPTH_MAX
 
 TYPE_PREFIX: Final = "sagalog."
 
@@ -38,11 +39,17 @@ class FailureKind(StrEnum):
 
 
 RETRIED: Final = frozenset({FailureKind.RETRYABLE, FailureKind.TIMEOUT, FailureKind.LOST, FailureKind.INVALID_OUTPUT})
-UNKNOWN_OUTCOME: Final = frozenset({FailureKind.TIMEOUT, FailureKind.LOST})
-"""After these nobody knows whether the agent did it: a compensation must assume that it did."""
+REPORTED: Final = RETRIED | {FailureKind.TERMINAL, FailureKind.INVALID_INPUT, FailureKind.REVIEW_NEEDED}
+"""What an agent may report; anything else it says counts as terminal."""
+UNKNOWN_OUTCOME: Final = frozenset({FailureKind.TIMEOUT, FailureKind.LOST, FailureKind.INVALID_OUTPUT})
+"""After these the agent may have done it (with an invalid output it surely ran): a compensation must assume that it did."""
 
 SERVICE_FAULTS: Final = frozenset({FailureKind.RETRYABLE, FailureKind.TIMEOUT, FailureKind.LOST})
 """What counts against the service's circuit: a business refusal or a bad input is the service doing its work."""
+
+
+Int = Annotated[int, Field(strict=True)]
+"""3 is one; "3", 3.0 and true are not."""
 
 
 class Timer(StrEnum):
@@ -63,7 +70,7 @@ class WorkflowStarted:
 
     definition: str
     input: Any = None
-    deadline_ms: int | None = None
+    deadline_ms: Int | None = None
     correlation_id: str | None = None
 
 
@@ -72,12 +79,12 @@ class StepCompleted:
     """An attempt's result. For the direction `compensate`, the step is undone."""
 
     step: str
-    attempt: int
+    attempt: Int
     direction: Direction
     token: str
     output: Any = None
     agent: str | None = None
-    duration_ms: int | None = None
+    duration_ms: Int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +92,16 @@ class StepFailed:
     """An attempt's failure, as the agent's host saw it."""
 
     step: str
-    attempt: int
+    attempt: Int
     direction: Direction
     token: str
     kind: FailureKind
     message: str
     error_type: str | None = None
     details: Any = None
-    retry_after_ms: int | None = None
+    retry_after_ms: Int | None = None
     agent: str | None = None
-    duration_ms: int | None = None
+    duration_ms: Int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,30 +116,32 @@ class CancelRequested:
 class TimerFired:
     """Engine event: one of the workflow's deadlines is due. `step` and `attempt` for the retries."""
 
-    epoch: int
+    epoch: Int
     timer: Timer
     step: str | None = None
-    attempt: int | None = None
+    attempt: Int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptLost:
     """Engine event: no answer came in time, and none of the agent's host either."""
 
-    epoch: int
+    epoch: Int
     step: str
-    attempt: int
+    attempt: Int
     direction: Direction
     message: str
+    kind: FailureKind = FailureKind.LOST
+    """`invalid_input` for a command that could not be sent at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptRefused:
     """Engine event: the service's circuit is open and the step does not wait."""
 
-    epoch: int
+    epoch: Int
     step: str
-    attempt: int
+    attempt: Int
     service: str
 
 
@@ -140,7 +149,7 @@ class AttemptRefused:
 class Quarantined:
     """Engine event: a record of this workflow could not be read or folded; it stops until somebody looks."""
 
-    epoch: int
+    epoch: Int
     origin: str
     reason: str
 
@@ -156,7 +165,7 @@ class DefinitionRegistered:
 class Owned:
     """Engine event: `member` owns the partition from this record's offset on. Of two claims to one epoch the first wins."""
 
-    epoch: int
+    epoch: Int
     member: str
 
 
@@ -187,7 +196,6 @@ KINDS: Final[dict[str, type[Any]]] = {
 }
 TYPE_OF: Final[dict[type[Any], str]] = {kind: name for name, kind in KINDS.items()}
 
-# Strict: "3" is not 3, and 1 is not "1". Enums still come in as their text.
 _ADAPTERS: Final = {name.encode(): TypeAdapter(kind) for name, kind in KINDS.items()}
 
 
@@ -199,7 +207,7 @@ def parse_event(ce_type: bytes | None, value: bytes | None) -> Event:
     if adapter is None:
         raise InvalidRecord("ce_type", f"{ce_type[:80]!r} is unknown; known are {', '.join(sorted(KINDS))}")
     try:
-        event: Event = adapter.validate_python(decode_object(value))
+        event: Event = adapter.validate_python(decode_object(value, depth_max=EVENT_DEPTH_MAX))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InvalidRecord(".".join(map(str, first["loc"])) or "value", first["msg"]) from None

@@ -13,7 +13,7 @@ from .limits import NAME_CHARS_MAX, WORKFLOW_ID_BYTES_MAX
 
 NAME_PATTERN: Final = rf"^[a-z][a-z0-9_-]{{0,{NAME_CHARS_MAX - 1}}}$"
 _NAME: Final = re.compile(NAME_PATTERN)
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Direction(StrEnum):
@@ -25,7 +25,7 @@ class Direction(StrEnum):
 
 def check_name(name: str, field: str) -> str:
     """A definition, step, agent or service name: lower case, digits, `-` and `_`, at most 63 characters."""
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise InvalidRecord(
             field,
             f"{name!r} is no name: use lower-case letters, digits, '-' and '_', a letter first, at most {NAME_CHARS_MAX}",

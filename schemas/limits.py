@@ -10,7 +10,12 @@ NAME_CHARS_MAX: Final = 63
 
 JSON_DEPTH_MAX: Final = 64
 """orjson loads deeper documents than it dumps: what could not be written again is refused at the door."""
+EVENT_DEPTH_MAX: Final = JSON_DEPTH_MAX + 6
+"""An event's value: a payload of JSON_DEPTH_MAX and what is around it."""
+RECORD_DEPTH_MAX: Final = 250
+"""The engine's own records, in which bindings may have put payloads deeper; orjson dumps 254."""
 JSON_INTEGER_MAX: Final = 2**63 - 1
+JSON_INTEGER_MIN: Final = -(2**63)
 
 PAYLOAD_BYTES_MAX: Final = 262_144
 """One workflow input or one step output, encoded."""
@@ -29,6 +34,13 @@ BACKOFF_MS_MAX: Final = 24 * 3600 * 1000
 
 FAILURE_MESSAGE_CHARS_MAX: Final = 500
 FAILURE_DETAILS_BYTES_MAX: Final = 16_384
+ERROR_TYPE_CHARS_MAX: Final = 100
+CORRELATION_ID_CHARS_MAX: Final = 255
+SEED_BYTES_MAX: Final = 64
+"""A longer event id is hashed before it becomes a workflow's seed."""
+TRACE_BYTES_MAX: Final = 128
+ENVELOPE_BYTES_MAX: Final = 1_024
+"""What an event's value may hold beside its payload, on top of PAYLOAD_BYTES_MAX."""
 FAILURES_KEPT_MAX: Final = 20
 """Failures kept per step and direction, the newest; the log has them all and the state counts them."""
 
@@ -37,6 +49,8 @@ REMEMBER_MS: Final = 7 * 24 * 3600 * 1000
 DEFINITION_WAIT_MS: Final = 10_000
 """How long a start waits for a definition that its partition has not seen yet, before it is rejected."""
 
+WINDOW_CALLS_MAX: Final = 1_000
+"""Calls that a circuit's window holds; the oldest go first."""
 OUTCOME_CALLS_MAX: Final = 500
 """Calls in one record of the outcomes topic."""
 QUARANTINE_VALUE_BYTES_MAX: Final = 65_536

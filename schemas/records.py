@@ -53,6 +53,8 @@ class UndoRecord(TypedDict):
     """1 for the step that was asked to be undone first."""
     started_ms: NotRequired[int]
     finished_ms: NotRequired[int]
+    retry_at_ms: NotRequired[int]
+    failed_attempts: NotRequired[int]
     failures: NotRequired[list[FailureRecord]]
 
 
@@ -68,8 +70,10 @@ class StepRecord(TypedDict):
     order: NotRequired[int]
     """1 for the step that ended first."""
     retry_at_ms: NotRequired[int]
+    fell_back_after: NotRequired[int]
+    """Attempts of the step's own agent before its fallback agent took over."""
     unknown: NotRequired[bool]
-    """An attempt timed out or was lost: it may have had its effect."""
+    """An attempt timed out, was lost or answered nonsense: it may have had its effect."""
     stand_in: NotRequired[str]
     """What stands in for the output of a degraded step: `default`, `fallback` or `fallback:<agent>`."""
     output: NotRequired[Any]
@@ -114,6 +118,8 @@ class CheckpointRecord(TypedDict):
     deadline_ms: NotRequired[int]
     correlation_id: NotRequired[str]
     trace: NotRequired[str]
+    start: NotRequired[dict[str, Any]]
+    """What a start that waits for its definition asked for beside its input."""
     failure: NotRequired[FailureRecord]
     stopped: NotRequired[str]
     """Why a quarantined workflow is stopped."""
@@ -222,6 +228,8 @@ class CircuitRecord(TypedDict):
     at_offset: int
     opened: int
     """How often it opened since it is known."""
+    turn: int
+    """How often its timer's meaning changed; a timer of an earlier turn is ignored."""
     reason: NotRequired[str]
     half_open_at_ms: NotRequired[int]
     probe: NotRequired[int]

@@ -24,6 +24,7 @@ from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
 from sagalog.schemas.limits import RECORD_BYTES_MAX
 
 from .log import (
@@ -50,7 +51,8 @@ logger = logging.getLogger(__name__)
 BATCH_BYTES_MAX: Final = 262_144
 REQUEST_BYTES_MAX: Final = 1_048_576
 FETCH_PARTITION_BYTES_MAX: Final = 4 * 1_048_576
-PROBE_TIMEOUT_S: Final = 30.0
+CREATE_TIMEOUT_S: Final = 30.0
+CREATE_POLL_S: Final = 0.05
 TRANSACTION_TIMEOUT_MS: Final = 10_000
 """How long read-committed readers may have to wait for a writer that died in a transaction and was not fenced."""
 CLOSE_TIMEOUT_S: Final = 10.0
@@ -230,7 +232,9 @@ class KafkaLog:
         return {
             topic["topic"]: (len(topic["partitions"]), len(topic["partitions"][0]["replicas"]))
             for topic in described
-            if topic["error_code"] == 0 and topic["partitions"]
+            if topic["error_code"] == 0
+            and topic["partitions"]
+            and all(partition["leader"] >= 0 and not partition["error_code"] for partition in topic["partitions"])
         }
 
     async def describe(self, topics: Sequence[str]) -> dict[str, TopicDescription]:
@@ -261,6 +265,19 @@ class KafkaLog:
         ):
             if code not in (0, kafka_errors.TopicAlreadyExistsError.errno):
                 raise LogError(f"topic {name} cannot be created: {message or kafka_errors.for_code(code).__name__}")
+        await self._wait_for(topics)
+
+    async def _wait_for(self, topics: Iterable[str]) -> None:
+        """The controller says yes before every broker knows: a client that comes too early is told that there is no such topic."""
+        missing = set(topics)
+        try:
+            async with asyncio.timeout(CREATE_TIMEOUT_S):
+                while missing := missing - (await self.describe_names(sorted(missing))).keys():  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(CREATE_POLL_S)
+        except TimeoutError:
+            raise LogError(
+                f"topics {', '.join(sorted(missing))} were created, but no broker serves them after {CREATE_TIMEOUT_S:g} s"
+            ) from None
 
     async def close(self) -> None:
         if self._admin is not None:
@@ -367,6 +384,12 @@ def check_size(topic: str, record: Out) -> None:
         )
 
 
+def _add(batch: Any, record: Out) -> bool:
+    """Adds a record to a batch; False when the batch is full. The client insists on a list of headers."""
+    headers = record.headers if type(record.headers) is list else list(record.headers)
+    return batch.append(timestamp=None, key=record.key, value=record.value, headers=headers) is not None
+
+
 def record_bytes(record: Out) -> int:
     """What a record takes in a batch, a little rounded up."""
     size = RECORD_OVERHEAD_BYTES + len(record.key or b"") + len(record.value or b"")
@@ -434,6 +457,7 @@ class _KafkaProducer:
 
     async def _drain(self, key: TopicPartition, queue: deque[_Queued]) -> None:
         """Sends one batch at a time, each as large as what has gathered meanwhile."""
+        ended: list[_Queued] = []
         try:
             while queue:
                 batch, ended, count = self._fill(queue)
@@ -444,7 +468,9 @@ class _KafkaProducer:
                 for queued in ended:
                     if not queued.done.done():
                         queued.done.set_result(None)
-        except (kafka_errors.KafkaError, TimeoutError, AssertionError) as error:
+        except Exception as error:
+            # Whatever it is, nobody must wait for ever for what is queued or on its way.
+            queue.extendleft(reversed(ended))
             self._break(error)
         finally:
             del self._drains[key]
@@ -457,7 +483,7 @@ class _KafkaProducer:
         while queue:
             queued = queue[0]
             for record in queued.records[queued.next :]:
-                if batch.append(timestamp=None, key=record.key, value=record.value, headers=record.headers) is None:
+                if not _add(batch, record):
                     batch.close()
                     return batch, ended, count
                 queued.next += 1
@@ -515,7 +541,7 @@ class _KafkaTransactionalProducer:
             await self._producer.commit_transaction()
         except _FENCED as error:
             raise Fenced(f"{self._id} belongs to another process now ({type(error).__name__})") from error
-        except (kafka_errors.KafkaError, TimeoutError, AssertionError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the state of the transaction is not to be trusted
             await self._abort()
             raise LogError(f"a transaction of {self._id} failed: {type(error).__name__}: {error}") from error
         except asyncio.CancelledError:
@@ -528,15 +554,14 @@ class _KafkaTransactionalProducer:
         for partition, records in writes.items():
             batch = self._producer.create_batch()
             for record in records:
-                arguments = {"timestamp": None, "key": record.key, "value": record.value, "headers": record.headers}
-                if batch.append(**arguments) is None:
+                if not _add(batch, record):
                     batch.close()
                     futures.append(
                         await self._producer.send_batch(batch, partition.topic, partition=partition.partition)
                     )
                     batch = self._producer.create_batch()
-                    added = batch.append(**arguments)
-                    assert added is not None, "a checked record fits an empty batch"
+                    added = _add(batch, record)
+                    assert added, "a checked record fits an empty batch"
             if batch.record_count():
                 batch.close()
                 futures.append(await self._producer.send_batch(batch, partition.topic, partition=partition.partition))

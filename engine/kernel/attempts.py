@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sagalog.schemas import ids
+from sagalog.schemas.codec import encode
 from sagalog.schemas.definitions import WhenOpen
 from sagalog.schemas.events import (
+    REPORTED,
     RETRIED,
     SERVICE_FAULTS,
     UNKNOWN_OUTCOME,
@@ -17,7 +19,15 @@ from sagalog.schemas.events import (
     StepFailed,
 )
 from sagalog.schemas.ids import Direction
-from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, STATE_BYTES_MAX
+from sagalog.schemas.limits import (
+    ENVELOPE_BYTES_MAX,
+    ERROR_TYPE_CHARS_MAX,
+    FAILURE_DETAILS_BYTES_MAX,
+    FAILURE_MESSAGE_CHARS_MAX,
+    NAME_CHARS_MAX,
+    PAYLOAD_BYTES_MAX,
+    STATE_BYTES_MAX,
+)
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
@@ -35,6 +45,7 @@ from .progress import (
     note_failure,
     review,
     stop,
+    undo_agent,
     undo_next,
 )
 from .state import StepState, Trigger, WorkflowState
@@ -49,7 +60,7 @@ def completed(state: WorkflowState, plan: Plan, event: StepCompleted, size: int,
         return
     spec = plan.steps[step.index]
     if event.direction is Direction.COMPENSATE:
-        _called(state, spec, spec.undo_agent, True, False, event.duration_ms, effects)
+        _called(state, spec, undo_agent(step, spec), True, False, event.duration_ms, effects)
         end_undo(state, plan, step, UndoStatus.DONE, "completed", effects)
         return
     problem = _output_problem(state, spec, step, event.output, size)
@@ -72,11 +83,13 @@ def failed(state: WorkflowState, plan: Plan, event: StepFailed, effects: list[Ef
     step = _awaited(state, plan, event, event.direction, event.token, effects)
     if step is None:
         return
-    failure = _failure(state, event.kind, event.message, event)
+    # Only the engine knows of cancels, deadlines and circuits: an agent that reports one just failed.
+    kind = event.kind if event.kind in REPORTED else FailureKind.TERMINAL
+    failure = _failure(state, kind, event.message, event)
     if event.error_type is not None:
-        failure["error_type"] = event.error_type
+        failure["error_type"] = event.error_type[:ERROR_TYPE_CHARS_MAX]
     if event.details is not None:
-        failure["details"] = event.details
+        failure["details"] = _bounded_details(event.details)
     _fail(state, plan, step, event.direction, failure, event.retry_after_ms, event.duration_ms, effects)
 
 
@@ -84,7 +97,7 @@ def lost(state: WorkflowState, plan: Plan, event: AttemptLost, effects: list[Eff
     """Nobody answered in time."""
     step = _awaited(state, plan, event, event.direction, None, effects)
     if step is not None:
-        failure = _failure(state, FailureKind.LOST, event.message, event)
+        failure = _failure(state, event.kind, event.message, event)
         _fail(state, plan, step, event.direction, failure, None, None, effects)
 
 
@@ -154,7 +167,7 @@ def _fail(
 ) -> None:
     spec = plan.steps[step.index]
     kind = FailureKind(failure["kind"])
-    agent = spec.undo_agent if direction is Direction.COMPENSATE else step.agent or spec.agent
+    agent = undo_agent(step, spec) if direction is Direction.COMPENSATE else step.agent or spec.agent
     # A step that asks for a person did its work: neither its agent nor its service is at fault.
     _called(state, spec, agent, kind is FailureKind.REVIEW_NEEDED, kind in SERVICE_FAULTS, duration_ms, effects)
     if direction is Direction.COMPENSATE:
@@ -181,7 +194,7 @@ def _step_failed(
         undo_next(state, plan, effects)
     elif kind in RETRIED and failure.get("error_type") not in spec.retry.terminal and _attempts_left(step, spec):
         command = ids.command_id(state.workflow_id, spec.name, step.attempt, Direction.EXECUTE)
-        delay_ms = backoff_ms(spec.retry, state, command, step.attempt, retry_after_ms)
+        delay_ms = backoff_ms(spec.retry, state, command, step.attempt - step.fell_back_after, retry_after_ms)
         back_off(state, spec, step, delay_ms, effects)
     elif spec.fallback is not None and step.agent is None and kind is not FailureKind.REVIEW_NEEDED:
         _fall_back(state, plan, step, effects)
@@ -190,9 +203,8 @@ def _step_failed(
 
 
 def _attempts_left(step: StepState, spec: PlanStep) -> bool:
-    # The fallback agent has the same number of attempts of its own.
-    allowed = spec.retry.attempts if step.agent is None else 2 * spec.retry.attempts
-    return step.attempt < allowed
+    # The fallback agent has the same number of attempts, of its own.
+    return step.attempt - step.fell_back_after < spec.retry.attempts
 
 
 def _fall_back(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
@@ -205,6 +217,7 @@ def _fall_back(state: WorkflowState, plan: Plan, step: StepState, effects: list[
         end_step(state, plan, step, StepStatus.DEGRADED, "fell_back", effects)
     else:
         step.agent = spec.fallback.agent
+        step.fell_back_after = step.attempt
         dispatch(state, plan, step.index, effects)
 
 
@@ -260,6 +273,8 @@ def _undo_failed(
 
 
 def _output_problem(state: WorkflowState, spec: PlanStep, step: StepState, output: Any, size: int) -> str | None:
+    if size > PAYLOAD_BYTES_MAX + ENVELOPE_BYTES_MAX:
+        return f"output: is {size:,} bytes, more than {PAYLOAD_BYTES_MAX:,}; store it elsewhere and return a reference"
     if state.bytes + size > STATE_BYTES_MAX:
         return (
             f"output: with its {size:,} bytes the workflow's payloads would exceed {STATE_BYTES_MAX:,}; "
@@ -278,8 +293,13 @@ def _failure(state: WorkflowState, kind: FailureKind, message: str, event: AnyRe
     }
     agent = getattr(event, "agent", None)
     if agent is not None:
-        failure["agent"] = agent
+        failure["agent"] = agent[:NAME_CHARS_MAX]
     return failure
+
+
+def _bounded_details(details: Any) -> Any:
+    size = len(encode(details))
+    return details if size <= FAILURE_DETAILS_BYTES_MAX else {"dropped": f"{size:,} bytes of details"}
 
 
 def _called(

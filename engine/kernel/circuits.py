@@ -16,20 +16,19 @@ from typing import Any, Final, NotRequired
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
 from sagalog.schemas.codec import decode_object
 from sagalog.schemas.definitions import CircuitPolicy
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import Owned, Timer, TimerFired, parse_event
+from sagalog.schemas.limits import WINDOW_CALLS_MAX
 from sagalog.schemas.records import NO_SERVICE, TYPE_OUTCOME, CircuitRecord
 from sagalog.schemas.statuses import CircuitStatus
-from typing_extensions import TypedDict
 
 from .effects import ClaimLost, Effect, Ignored, Moved, OwnerChanged, Quarantine, Reason
 from .record import Record
 from .state import NEVER
-
-WINDOW_CALLS_MAX: Final = 1_000
-"""Calls kept in a window; the oldest go first."""
 
 CIRCUIT_MOVES: Final[dict[tuple[CircuitStatus, str], CircuitStatus]] = {
     (CircuitStatus.CLOSED, "too_many_faults"): CircuitStatus.OPEN,
@@ -50,6 +49,7 @@ class Circuit:
     now_ms: int = 0
     at_offset: int = -1
     opened: int = 0
+    turn: int = 0
     reason: str | None = None
     half_open_at_ms: int = NEVER
     probe: int | None = None
@@ -65,8 +65,8 @@ class Circuit:
         return min(self.half_open_at_ms, self.probe_until_ms)
 
     def timer(self) -> tuple[str, int]:
-        """(`step`, `attempt`) of the TimerFired that the circuit waits for: its status, and how often it opened."""
-        return self.status.value, self.opened
+        """(`step`, `attempt`) of the TimerFired that the circuit waits for: its status, and the turn of its timer."""
+        return self.status.value, self.turn
 
 
 class _Outcome(TypedDict):
@@ -170,7 +170,8 @@ class CircuitPartition:
                 _trim(circuit)
                 faults = sum(1 for _, was_ok in circuit.window if not was_ok)
                 calls = len(circuit.window)
-                if not ok and calls >= circuit.policy.calls_min and faults >= circuit.policy.failure_ratio * calls:
+                # Divided, not multiplied: 55 of 100 is 0.55, but 0.55 * 100 is more than 55.
+                if not ok and calls >= circuit.policy.calls_min and faults / calls >= circuit.policy.failure_ratio:
                     circuit.reason = f"{faults} of the last {calls} calls failed"
                     _open(circuit, "too_many_faults", effects)
             case CircuitStatus.HALF_OPEN:
@@ -203,12 +204,14 @@ class CircuitPartition:
 def _open(circuit: Circuit, trigger: str, effects: list[Effect]) -> None:
     _move(circuit, trigger, effects)
     circuit.opened += 1
+    circuit.turn += 1
     circuit.half_open_at_ms = circuit.now_ms + circuit.policy.recovery_ms
     circuit.probe = None
     circuit.probe_until_ms = NEVER
 
 
 def _grant(circuit: Circuit) -> None:
+    circuit.turn += 1
     if circuit.candidates:
         circuit.probe = circuit.candidates[0]
         circuit.probe_until_ms = circuit.now_ms + circuit.policy.recovery_ms
@@ -225,10 +228,8 @@ def _move(circuit: Circuit, trigger: str, effects: list[Effect]) -> None:
 
 def _trim(circuit: Circuit) -> None:
     horizon = circuit.now_ms - circuit.policy.window_ms
-    keep_from = max(len(circuit.window) - WINDOW_CALLS_MAX, 0)
-    while keep_from < len(circuit.window) and circuit.window[keep_from][0] < horizon:
-        keep_from += 1
-    del circuit.window[:keep_from]
+    # Partitions report at different times, so an old call may stand behind a newer one.
+    circuit.window = [call for call in circuit.window if call[0] >= horizon][-WINDOW_CALLS_MAX:]
 
 
 def _parse(value: bytes | None) -> _Outcome:
@@ -249,6 +250,7 @@ def dump_circuit(circuit: Circuit) -> CircuitRecord:
         "now_ms": circuit.now_ms,
         "at_offset": circuit.at_offset,
         "opened": circuit.opened,
+        "turn": circuit.turn,
         "candidates": circuit.candidates,
         "window": circuit.window,
         "seen": {str(partition): offset for partition, offset in circuit.seen.items()},
@@ -276,6 +278,7 @@ def restore_circuit(raw: bytes) -> Circuit:
         now_ms=record["now_ms"],
         at_offset=record["at_offset"],
         opened=record["opened"],
+        turn=record["turn"],
         reason=record.get("reason"),
         half_open_at_ms=record.get("half_open_at_ms", NEVER),
         probe=record.get("probe"),

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import orjson
+
 from sagalog.schemas.definitions import parse_definition
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import (
@@ -215,6 +216,8 @@ class Partition:
             return
         name, _, hash_ = event.definition.partition("@")
         plan = self.plans.get(hash_ or self.newest.get(name, ""))
+        if plan is not None and plan.name != name:
+            plan = None
         state = starts.start(workflow_id, event, record, plan, effects)
         try:
             check_workflow_id(workflow_id)
@@ -251,8 +254,19 @@ class Partition:
                 self.waiting.discard(workflow_id)
                 state.now_ms = max(state.now_ms, record.time_ms)
                 state.at_offset = record.offset
-                starts.definition_arrived(state, plan, effects)
-                self._touch(workflow_id)
+                self._arrived(state, plan, record, effects)
+
+    def _arrived(self, state: WorkflowState, plan: Plan, record: Record, effects: list[Effect]) -> None:
+        """One waiting workflow goes on. One that breaks the fold must not take the others' commands with it."""
+        start_of_effects = len(effects)
+        try:
+            starts.definition_arrived(state, plan, effects)
+            self._touch(state.workflow_id)
+        except Exception as error:  # noqa: BLE001 - as in `apply`
+            del effects[start_of_effects:]
+            reason = f"the arrival of its definition broke the fold: {type(error).__name__}: {error}"
+            effects.append(Quarantine(state.workflow_id, reason, "fold"))
+            self._stop_broken(state.workflow_id, reason, record, effects)
 
     def _know(self, plan: Plan) -> None:
         # Re-registered, an old hash becomes the newest of its name again.

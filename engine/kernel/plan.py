@@ -44,7 +44,6 @@ class PlanStep:
     critical: bool
     default: Any
     compensate: Compensation | None
-    undo_agent: str
     resolve_undo_input: Resolve
     service: str | None
     when_open: WhenOpen
@@ -101,7 +100,6 @@ def compile_plan(definition: Definition) -> Plan:
             critical=step.critical,
             default=step.default,
             compensate=step.compensate,
-            undo_agent=(step.compensate.agent if step.compensate else None) or step.agent,
             resolve_undo_input=_compile_undo(step.compensate, step.input, place, index),
             service=step.service,
             when_open=step.when_open,

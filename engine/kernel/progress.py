@@ -145,12 +145,19 @@ def undo_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch
     """The effect that sends the current attempt at undoing a step; the same each time it is made."""
     spec = plan.steps[step.index]
     assert spec.compensate is not None and step.undo is not None
-    service = spec.service if spec.undo_agent == spec.agent else None
-    command = _command(state, spec, Direction.COMPENSATE, step.undo.attempt, spec.undo_agent, service)
+    agent = undo_agent(step, spec)
+    service = spec.service if agent == spec.agent else None
+    command = _command(state, spec, Direction.COMPENSATE, step.undo.attempt, agent, service)
     command.input = spec.resolve_undo_input(state)
     command.timeout_ms = spec.compensate.timeout_ms
     policy = plan.policy(service) if service else None
     return Dispatch(command, WhenOpen.PARK, spec.undo_patience_ms, policy, state.trace)
+
+
+def undo_agent(step: StepState, spec: PlanStep) -> str:
+    """Who undoes a step: the agent that the definition names for it, else the one that did it (which may be the fallback)."""
+    assert spec.compensate is not None
+    return spec.compensate.agent or step.agent or spec.agent
 
 
 def end_undo(
@@ -168,8 +175,10 @@ def end_undo(
 def _to_undo(step: StepState, plan: Plan) -> bool:
     if plan.steps[step.index].compensate is None:
         return False
-    # A step whose outcome is unknown may have had its effect: it is undone like one that is known to have had it.
-    return step.status is StepStatus.DONE or step.unknown
+    # A step whose outcome is unknown may have had its effect: it is undone like one that is known to have had it. What a
+    # fallback agent did in its place has to be undone, too; a default or a constant did nothing.
+    by_fallback = step.stand_in is not None and step.stand_in.startswith("fallback:")
+    return step.status is StepStatus.DONE or step.unknown or by_fallback
 
 
 def _how_it_ended(state: WorkflowState) -> Trigger:
@@ -270,6 +279,8 @@ def note_failure(state: WorkflowState, kept: list[FailureRecord], failure: Failu
     """Keeps the newest failures of a step or an undoing; of a state that is full, only the newest, without its details."""
     full = state.bytes + _failure_bytes(failure) > STATE_BYTES_MAX
     if full:
+        # A copy: whoever sends the failure on (a review) still needs its details.
+        failure = failure.copy()
         failure.pop("details", None)
     kept.append(failure)
     state.bytes += _failure_bytes(failure)
@@ -293,7 +304,7 @@ def dead_letter(
         "definition": state.definition,
         "name": state.name,
         "step": spec.name,
-        "agent": spec.undo_agent if undo else step.agent or spec.agent,
+        "agent": undo_agent(step, spec) if undo else step.agent or spec.agent,
         "direction": direction,
         "at_ms": state.now_ms,
         "at_offset": state.at_offset,

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from hashlib import blake2b
+from typing import Any, Final
 
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import FailureKind, WorkflowStarted
-from sagalog.schemas.ids import check_workflow_id
-from sagalog.schemas.limits import DEADLINE_MS_MAX, DEFINITION_WAIT_MS, PAYLOAD_BYTES_MAX
+from sagalog.schemas.ids import check_name, check_workflow_id
+from sagalog.schemas.limits import (
+    CORRELATION_ID_CHARS_MAX,
+    DEADLINE_MS_MAX,
+    DEFINITION_WAIT_MS,
+    ENVELOPE_BYTES_MAX,
+    FAILURE_MESSAGE_CHARS_MAX,
+    NAME_CHARS_MAX,
+    PAYLOAD_BYTES_MAX,
+    SEED_BYTES_MAX,
+    TRACE_BYTES_MAX,
+)
 
 from .effects import Effect
 from .plan import Plan
@@ -15,23 +26,25 @@ from .progress import begin, finish, move_workflow
 from .record import Record
 from .state import NEVER, Trigger, WorkflowState
 
+DEFINITION_CHARS_MAX: Final = NAME_CHARS_MAX + 33
+"""A name, an @ and a hash."""
+
 
 def start(
     workflow_id: str, event: WorkflowStarted, record: Record, plan: Plan | None, effects: list[Effect]
 ) -> WorkflowState:  # fmt: skip
     """A new workflow: running, waiting for its definition, or rejected with the reason in its result."""
-    name, _, hash_ = event.definition.partition("@")
+    name, _, hash_ = event.definition[:DEFINITION_CHARS_MAX].partition("@")
     state = WorkflowState(
         workflow_id=workflow_id,
         definition=hash_ or (plan.hash if plan else ""),
         name=name,
-        # Known to the starter and the engine only, as far as the broker's ACLs go: tokens are derived from it.
-        seed=record.ce_id.decode(errors="replace") if record.ce_id else f"@{record.offset}",
+        seed=_seed(record),
         started_ms=record.time_ms,
         now_ms=record.time_ms,
         input=event.input,
-        correlation_id=event.correlation_id,
-        trace=record.trace.decode(errors="replace") if record.trace else None,
+        correlation_id=event.correlation_id[:CORRELATION_ID_CHARS_MAX] if event.correlation_id is not None else None,
+        trace=record.trace.decode(errors="replace") if record.trace and len(record.trace) <= TRACE_BYTES_MAX else None,
         at_offset=record.offset,
         bytes=record.size,
     )
@@ -84,11 +97,23 @@ def input_problem(value: Any, plan: Plan) -> str | None:
 
 
 def _problem(workflow_id: str, event: WorkflowStarted, size: int, plan: Plan | None) -> tuple[FailureKind, str] | None:
+    name, _, hash_ = event.definition.partition("@")
     try:
         check_workflow_id(workflow_id)
+        check_name(name, "definition")
     except InvalidRecord as error:
-        return FailureKind.INVALID_INPUT, str(error)
-    if size > PAYLOAD_BYTES_MAX:
+        return FailureKind.INVALID_INPUT, str(error)[:FAILURE_MESSAGE_CHARS_MAX]
+    if len(hash_) > DEFINITION_CHARS_MAX:
+        return (
+            FailureKind.INVALID_INPUT,
+            f"definition: the hash is {len(hash_)} characters long; take it from the registration",
+        )
+    if event.correlation_id is not None and len(event.correlation_id) > CORRELATION_ID_CHARS_MAX:
+        return (
+            FailureKind.INVALID_INPUT,
+            f"correlation_id: is {len(event.correlation_id)} characters, more than {CORRELATION_ID_CHARS_MAX}",
+        )
+    if size > PAYLOAD_BYTES_MAX + ENVELOPE_BYTES_MAX:
         return (
             FailureKind.INVALID_INPUT,
             f"input: the start is {size:,} bytes, more than {PAYLOAD_BYTES_MAX:,}; store it elsewhere and pass a reference",
@@ -97,6 +122,15 @@ def _problem(workflow_id: str, event: WorkflowStarted, size: int, plan: Plan | N
         return FailureKind.INVALID_INPUT, f"deadline_ms: {event.deadline_ms} is not within 10 to {DEADLINE_MS_MAX}"
     problem = input_problem(event.input, plan) if plan is not None else None
     return (FailureKind.INVALID_INPUT, problem) if problem is not None else None
+
+
+def _seed(record: Record) -> str:
+    # Known to the starter and the engine only, as far as the broker's ACLs go: tokens are derived from it.
+    if not record.ce_id:
+        return f"@{record.offset}"
+    if len(record.ce_id) > SEED_BYTES_MAX:
+        return blake2b(record.ce_id, digest_size=16).hexdigest()
+    return record.ce_id.decode(errors="replace")
 
 
 def _run(state: WorkflowState, plan: Plan, deadline_ms: int | None, effects: list[Effect]) -> None:

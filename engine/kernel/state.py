@@ -130,6 +130,7 @@ class StepState:
     retry_at_ms: int = NEVER
     unknown: bool = False
     stand_in: str | None = None
+    fell_back_after: int = 0
     output: Any = None
     failed_attempts: int = 0
     failures: list[FailureRecord] = field(default_factory=list)
@@ -232,7 +233,7 @@ def dump(state: WorkflowState, plan: Plan | None) -> CheckpointRecord:
         record["stopped"] = state.stopped
     if state.start is not None:
         record["start"] = state.start
-    if plan is not None:
+    if plan is not None and state.steps:
         record["steps"] = dump_steps(state, plan)
     return record  # type: ignore[return-value]
 
@@ -257,6 +258,8 @@ def _dump_step(step: StepState, name: str) -> StepRecord:
         record["unknown"] = True
     if step.stand_in is not None:
         record["stand_in"] = step.stand_in
+    if step.fell_back_after:
+        record["fell_back_after"] = step.fell_back_after
     if step.output is not None:
         record["output"] = step.output
     if step.failures:
@@ -323,6 +326,7 @@ def _restore_step(index: int, record: dict[str, Any]) -> StepState:
         retry_at_ms=record.get("retry_at_ms", NEVER),
         unknown=record.get("unknown", False),
         stand_in=record.get("stand_in"),
+        fell_back_after=record.get("fell_back_after", 0),
         output=record.get("output"),
         failed_attempts=record.get("failed_attempts", 0),
         failures=record.get("failures", []),

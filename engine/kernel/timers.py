@@ -38,7 +38,8 @@ def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, effects: l
                 definition_missing(state, effects)
                 return False
         case Timer.FORGET:
-            if state.terminal:
+            # The offset of its end tells this run from a later one under the same id.
+            if state.terminal and event.attempt == state.at_offset:
                 return True
     effects.append(Ignored(Reason.NOT_WAITED_FOR, "TimerFired"))
     return False
@@ -68,7 +69,7 @@ def due_timers(state: WorkflowState, plan: Plan | None, now_ms: int) -> list[tup
         case WorkflowStatus.QUARANTINED:
             return []
         case _:
-            return [(Timer.FORGET, None, None)] if state.deadline_ms <= now_ms else []
+            return [(Timer.FORGET, None, state.at_offset)] if state.deadline_ms <= now_ms else []
 
 
 def _deadline_passed(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:

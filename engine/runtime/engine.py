@@ -162,8 +162,8 @@ class Session:
                 self._broken.result()
             for partition, messages in batches.items():
                 processor = self.processors.get(TopicPartition(*partition))
-                if processor is not None and self._polls >= self._feed_from.get(processor.input, self._polls + 1):
-                    processor.feed(messages)
+                if processor is not None and processor.phase is not Phase.LOADING:
+                    self._feed(processor, messages)
             now_ms, monotonic_ms = self._clock.now_ms(), self._clock.monotonic_ms()
             for processor in list(self.processors.values()):
                 processor.tick(now_ms, monotonic_ms)
@@ -172,6 +172,17 @@ class Session:
             if producer.pending > PENDING_RECORDS_MAX:
                 # The broker takes less than the fold makes: nothing more is read until it has caught up.
                 await producer.below(PENDING_RECORDS_MAX // 2)
+
+    def _feed(self, processor: Processor, messages: Sequence[Message]) -> None:
+        """Feeds what follows on the last applied offset, and nothing else.
+
+        A poll that was under way when the position was set may bring records from where the group's offset pointed. One that
+        began later brings what is next in the log, even where offsets are missing (transaction markers of other writers).
+        """
+        if messages[0].offset == processor.position or self._polls >= self._feed_from[processor.input]:
+            processor.feed(messages)
+        else:
+            self._resume(processor)
 
     def _poll_ms(self) -> int:
         now_ms = self._clock.now_ms()
@@ -212,7 +223,6 @@ class Session:
 
     def _take_over(self, partition: TopicPartition, wait_s: float) -> None:
         processor = self._make(partition)
-        self._feed_from.pop(partition, None)
         self.processors[partition] = processor
         task = self._spawn(self._load(processor, wait_s))
         self._taking_over[partition] = task
@@ -243,9 +253,9 @@ class Session:
             self._resume(processor)
 
     def _resume(self, processor: Processor) -> None:
-        assert self._consumer is not None
         if processor.phase is Phase.LOADING:
             return
+        assert self._consumer is not None
         self._feed_from[processor.input] = self._polls + 1
         self._consumer.seek(processor.input, processor.position)
         self._consumer.resume(processor.input)

@@ -19,10 +19,21 @@ from enum import StrEnum
 from sagalog.infra.clock import Clock
 from sagalog.schemas.errors import SagalogError
 from sagalog.schemas.events import Owned
-from sagalog.schemas.records import OWNER_KEY
-from sagalog.topics.log import Fenced, Log, LogError, Message, Out, Producer, TopicPartition, TransactionalProducer
+from sagalog.schemas.records import OWNER_KEY, MarkerRecord
+from sagalog.topics.log import (
+    Consumer,
+    Fenced,
+    Log,
+    LogError,
+    Message,
+    Out,
+    Producer,
+    TopicPartition,
+    TransactionalProducer,
+)
 
 from . import outputs
+from .digest import CheckpointsDamaged
 from .limits import ACK_TIMEOUT_S, CLAIMS_MAX, POLL_RECORDS_MAX
 from .machine import Append, Cut, Machine
 from .metrics import EngineMetrics
@@ -65,6 +76,7 @@ class Processor:
         self._member = member
         self._clock = clock
         self._metrics = metrics
+        self._marker: MarkerRecord | None = None
         self._claim = 0
         self._claims = 0
         self._unacked: set[asyncio.Future[None]] = set()
@@ -94,15 +106,20 @@ class Processor:
         self._set_time()
         self._transactions = await self._log.transactional(self._transactional_id)
         await self._read_checkpoints()
-        marker = self.machine.loaded(self._clock.now_ms())
-        logger.info(
-            "%s/%d: %s loaded, position %d",
-            *self.input,
-            "no marker" if marker is None else f"{marker['workflows']} checkpoints",
-            self.position,
-        )
+        marker = self._marker
+        checkpoints = "no" if marker is None else marker["workflows"]
+        logger.info("%s/%d: %s checkpoints loaded, position %d", *self.input, checkpoints, self.position)
         self._claim_next()
         self.phase = Phase.CATCHING_UP
+
+    async def _require_log(self, reader: Consumer) -> None:
+        """The log must reach back to where folding has to go on."""
+        begin = (await reader.beginning_offsets([self.input]))[self.input]
+        if begin > self.position:
+            raise CheckpointsDamaged(
+                f"{self.input.topic}/{self.input.partition} begins at offset {begin}, but the checkpoints end at "
+                f"{self.position - 1}: retention deleted events that were never folded; restore them, and keep events longer (retention.ms)"
+            )
 
     async def _read_checkpoints(self) -> None:
         partition = self.machine.checkpoints
@@ -114,6 +131,8 @@ class Processor:
                 for messages in (await reader.poll(1_000, POLL_RECORDS_MAX)).values():
                     for message in messages:
                         self.machine.load(message)
+            self._marker = self.machine.loaded(self._clock.now_ms())
+            await self._require_log(reader)
         finally:
             await reader.close()
 

@@ -32,7 +32,7 @@ from sagalog.engine.kernel.timers import due_timers
 from sagalog.schemas import records
 from sagalog.schemas.codec import decode_object, encode
 from sagalog.schemas.definitions import CircuitPolicy
-from sagalog.schemas.events import AttemptLost, AttemptRefused, Quarantined, TimerFired
+from sagalog.schemas.events import AttemptLost, AttemptRefused, FailureKind, Quarantined, TimerFired
 from sagalog.schemas.ids import Direction, command_id
 from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY, MarkerRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
@@ -284,7 +284,8 @@ class WorkflowMachine:
             # A binding that repeats payloads; the agent could never get it, so the attempt is over.
             self._metrics.unsendable.inc()
             size = f"its command is {len(record.value or b''):,} bytes, more than {outputs.VALUE_BYTES_MAX:,}"
-            self._lose(command.command_id, self._watched(effect), f"{size}; bind less to the step's input")
+            message = f"{size}; bind less to the step's input"
+            self._lose(command.command_id, self._watched(effect), message, FailureKind.INVALID_INPUT)
             return
         self._append(self._topics.commands(command.agent), self._partition, [record])
         self._losses.watch(
@@ -405,12 +406,12 @@ class WorkflowMachine:
             self._metrics.timers.inc()
         # When the append is lost with the producer, the processor starts over; until the event is folded nothing fires again.
 
-    def _lose(self, lost_id: str, watched: Watched, message: str) -> None:
+    def _lose(self, lost_id: str, watched: Watched, message: str, kind: FailureKind = FailureKind.LOST) -> None:
         assert watched.step is not None
         self._metrics.lost.inc()
         self._append_event(
             watched.workflow_id,
-            AttemptLost(self._fold.epoch, watched.step, watched.attempt, Direction(watched.direction), message),
+            AttemptLost(self._fold.epoch, watched.step, watched.attempt, Direction(watched.direction), message, kind),
             f"{lost_id}/lost/{self._fold.epoch}",
         )
 
