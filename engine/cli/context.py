@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import uvloop
 
@@ -19,6 +19,9 @@ from sagalog.infra.settings import Settings, load_settings
 from sagalog.schemas.errors import SagalogError
 from sagalog.topics.kafka import KafkaLog, KafkaSecurity
 from sagalog.topics.specs import Topics
+
+if TYPE_CHECKING:
+    from sagalog.engine.projection.postgres import PostgresSql
 
 T = TypeVar("T")
 
@@ -107,6 +110,20 @@ async def open_log(found: Settings) -> AsyncIterator[KafkaLog]:
 async def open_client(found: Settings) -> AsyncIterator[Client]:
     async with open_log(found) as log, Client(log, topics_of(found)) as client:
         yield client
+
+
+@contextlib.asynccontextmanager
+async def open_sql(found: Settings) -> AsyncIterator[PostgresSql]:
+    """The projection, for reading."""
+    # psycopg takes a while to load; commands that talk to the log alone should not wait for it.
+    from sagalog.engine.projection.postgres import PostgresSql
+
+    sql = PostgresSql(postgres_of(found), prefix=found.prefix)
+    await sql.open()
+    try:
+        yield sql
+    finally:
+        await sql.close()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from sagalog.engine.runtime.engine import Engine
 from sagalog.infra.clock import SystemClock, SystemRng
-from sagalog.infra.settings import Settings
+from sagalog.infra.settings import Settings, load_settings
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.provision import provision
 from sagalog.topics.specs import all_specs
@@ -23,7 +23,6 @@ from .context import (
     DEV_FILE,
     bootstrap_of,
     dev_directory,
-    load_settings,
     open_log,
     postgres_of,
     run_until_stopped,
@@ -220,15 +219,11 @@ async def _run_engine(log: KafkaLog, found: Settings, stop: asyncio.Event, metri
 async def _run_agents(
     log: KafkaLog, found: Settings, names: list[str], stop: asyncio.Event, metrics_port: int | None
 ) -> None:
-    from sagalog.agents.host import AgentHost
-    from sagalog.agents.loading import load_agents
-    from sagalog.agents.metrics import AgentMetrics
+    from sagalog.agents import AgentHost, load_agents
 
     agents = [one for name in names for one in load_agents(name)]
-    metrics = AgentMetrics()
-    serve_metrics(metrics_port, metrics.registry, "agent host")
-    host = AgentHost(agents, log, topics_of(found), clock=SystemClock(), rng=SystemRng(), metrics=metrics)
-    await host.run(stop)
+    serve_metrics(metrics_port, REGISTRY, "agent host")
+    await AgentHost(agents, log, topics_of(found), clock=SystemClock(), rng=SystemRng()).run(stop)
 
 
 async def _run_projector(log: KafkaLog, found: Settings, stop: asyncio.Event, metrics_port: int | None) -> None:
@@ -238,7 +233,7 @@ async def _run_projector(log: KafkaLog, found: Settings, stop: asyncio.Event, me
 
     metrics = ProjectionMetrics()
     serve_metrics(metrics_port, metrics.registry, "projector")
-    sql = PostgresSql(postgres_of(found), found.prefix)
+    sql = PostgresSql(postgres_of(found), prefix=found.prefix)
     projector = Projector(log, sql, topics_of(found), clock=SystemClock(), rng=SystemRng(), metrics=metrics)
     await projector.run(stop)
 

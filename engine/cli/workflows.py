@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.limits import PAYLOAD_BYTES_MAX
 from sagalog.schemas.records import ResultRecord
 
-from .context import NotFound, open_client, postgres_of, run, settings
+from .context import NotFound, open_client, open_sql, run, settings
 from .output import at, out, pretty, print_json, table
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
@@ -115,8 +116,11 @@ def list_(
     """
 
     async def work() -> tuple[list[dict[str, Any]], dict[str, int]]:
-        async with _queries() as queries:
-            return await queries.list_workflows(status=status, name=name, limit=limit), await queries.counts_by_status()
+        from sagalog.engine.projection import queries
+
+        async with open_sql(settings()) as sql:
+            page = await queries.list_workflows(sql, status=status, name=name, limit=limit)
+            return [asdict(workflow) for workflow in page.workflows], await queries.counts_by_status(sql)
 
     rows, counts = run(work())
     if json:
@@ -136,8 +140,11 @@ def show(workflow_id: WorkflowId, json: Json = False) -> None:
     """
 
     async def work() -> dict[str, Any] | None:
-        async with _queries() as queries:
-            return await queries.show_workflow(workflow_id)
+        from sagalog.engine.projection import queries
+
+        async with open_sql(settings()) as sql:
+            details = await queries.show_workflow(sql, workflow_id)
+            return asdict(details) if details is not None else None
 
     found = run(work())
     if found is None:
@@ -266,11 +273,3 @@ def read_input(text: str) -> Any:
     else:
         raw = text.encode()
     return decode(raw, "--input")
-
-
-def _queries() -> Any:
-    # psycopg takes a while to load; commands that talk to the log alone should not wait for it.
-    from sagalog.engine.projection.queries import open_queries
-
-    found = settings()
-    return open_queries(postgres_of(found), found.prefix)

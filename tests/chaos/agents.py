@@ -13,7 +13,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from sagalog.agents import Context, Retryable, Terminal, Undo, agent
-from sagalog.schemas.definitions import Compensation, CircuitPolicy, Definition, Retry, Step, WhenOpen, fields, from_input, from_step
+from sagalog.schemas.definitions import (
+    Compensation,
+    CircuitPolicy,
+    Definition,
+    Retry,
+    Step,
+    WhenOpen,
+    fields,
+    from_input,
+    from_step,
+)
 
 EFFECTS_VARIABLE = "CHAOS_EFFECTS"
 
@@ -129,7 +139,14 @@ _UNDO = Compensation(retry=Retry(attempts=20, base_ms=100, cap_ms=2_000))
 definition = Definition(
     name="chaos",
     steps=(
-        Step(name="reserve", agent="reserve", input=from_input("amount"), retry=_RETRY, compensate=_UNDO, start_timeout_ms=60_000),
+        Step(
+            name="reserve",
+            agent="reserve",
+            input=from_input("amount"),
+            retry=_RETRY,
+            compensate=_UNDO,
+            start_timeout_ms=60_000,
+        ),
         Step(
             name="charge",
             agent="charge",
@@ -141,7 +158,14 @@ definition = Definition(
             when_open=WhenOpen.PARK,
             start_timeout_ms=60_000,
         ),
-        Step(name="enrich", agent="enrich", needs=("reserve",), input=from_input("amount"), critical=False, default={"known": False}),
+        Step(
+            name="enrich",
+            agent="enrich",
+            needs=("reserve",),
+            input=from_input("amount"),
+            critical=False,
+            default={"known": False},
+        ),
         Step(
             name="ship",
             agent="ship",

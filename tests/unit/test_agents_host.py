@@ -1,0 +1,418 @@
+"""The host on a log in memory: order, commits, duplicates, compensations, suspects, poison, broken producers, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import orjson
+import pytest
+
+from sagalog.agents import AgentError, AgentHost, AnyAgent, Context, agent
+from sagalog.agents.limits import OPEN_COMMANDS_MIN
+from sagalog.agents.testing import MemoryLog, command
+from sagalog.infra.clock import SystemClock, SystemRng
+from sagalog.schemas.commands import parse_heartbeat
+from sagalog.schemas.events import FailureKind, StepCompleted, StepFailed
+from sagalog.schemas.ids import Direction
+from sagalog.topics.log import TopicPartition, header
+from sagalog.topics.provision import TopicMismatch, provision
+from sagalog.topics.specs import EVENTS, Topics, commands
+
+PARTITIONS = 2
+TOPICS = Topics("unit")
+NAME = "worker"
+COMMANDS = TOPICS.commands(NAME)
+GROUP = TOPICS.agent_group(NAME)
+WAIT_S = 10.0
+
+
+@pytest.fixture
+async def log() -> AsyncIterator[MemoryLog]:
+    found = MemoryLog()
+    await provision(found, TOPICS, [EVENTS], partitions=PARTITIONS, replication=1)
+    yield found
+    await found.close()
+
+
+def host(log: MemoryLog, *agents: AnyAgent, **options: Any) -> AgentHost:
+    return AgentHost(agents, log, TOPICS, clock=SystemClock(), rng=SystemRng(), **options)
+
+
+async def until(log: MemoryLog, condition: Callable[[], Any]) -> None:
+    """Waits for a condition that a record or a commit brings about."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 - commits and pauses announce themselves to nobody
+            await asyncio.sleep(0.005)
+
+
+def answers(log: MemoryLog) -> list[StepCompleted | StepFailed]:
+    found = [record.event() for record in log.records(TOPICS.events)]
+    return [event for event in found if isinstance(event, StepCompleted | StepFailed)]
+
+
+def committed(log: MemoryLog, partition: int = 0) -> tuple[int, str] | None:
+    group = log._groups.get(GROUP)
+    return group.committed.get(TopicPartition(COMMANDS, partition)) if group is not None else None
+
+
+async def answered(log: MemoryLog, count: int) -> list[StepCompleted | StepFailed]:
+    await until(log, lambda: len(log.records(TOPICS.events)) >= count)
+    return answers(log)
+
+
+def echo(function: Callable[[Any], Awaitable[Any]] | None = None) -> AnyAgent:
+    @agent(NAME, concurrency=4)
+    async def work(value: Any) -> Any:
+        return await function(value) if function is not None else value
+
+    return work
+
+
+async def test_answers_lie_beside_their_commands_with_the_headers_of_the_contract(log: MemoryLog) -> None:
+    async with host(log, echo()):
+        assert await log.partitions(COMMANDS) == PARTITIONS
+        sent = command(NAME, {"a": 1}, workflow_id="w-7")
+        log.put(COMMANDS, 1, orjson.dumps(sent), b"w-7", [("traceparent", b"00-trace")])
+        await answered(log, 1)
+    record = log.topics[TOPICS.events][1][0]
+    assert record.key == b"w-7"
+    assert dict(record.headers) == {
+        "ce_specversion": b"1.0",
+        "ce_type": b"sagalog.step-completed.v1",
+        "ce_source": b"agent/worker",
+        "ce_id": b"w-7/worker/1/execute/result",
+        "content-type": b"application/json",
+        "traceparent": b"00-trace",
+    }
+    event = record.event()
+    assert isinstance(event, StepCompleted)
+    assert (event.output, event.token, event.agent) == ({"a": 1}, "token", NAME)
+
+
+async def test_commands_end_out_of_order_and_the_rest_of_a_commit_is_skipped_by_the_next_host(log: MemoryLog) -> None:
+    gate = asyncio.Event()
+    runs: list[int] = []
+
+    async def work(value: int) -> int:
+        runs.append(value)
+        if value in (0, 3):
+            await gate.wait()
+        return value
+
+    async with host(log, echo(work), grace_ms=0):
+        for value in range(6):
+            log.send(COMMANDS, 0, command(NAME, value, workflow_id=f"w-{value}"))
+        assert [event.output for event in await answered(log, 4) if isinstance(event, StepCompleted)] == [1, 2, 4, 5]
+        await until(log, lambda: committed(log) == (0, "1;1;1;1,2,1,2"))
+    assert committed(log) == (0, "1;0;0;1,2,1,2"), "a clean hand-over blames nobody"
+    gate.set()
+    async with host(log, echo(work)):
+        await answered(log, 6)
+        await until(log, lambda: (committed(log) or (0,))[0] == 6)
+    assert sorted(runs) == [0, 0, 1, 2, 3, 3, 4, 5]
+
+
+async def test_a_command_that_comes_again_is_not_run_again(log: MemoryLog) -> None:
+    gate = asyncio.Event()
+    runs: list[Any] = []
+
+    async def work(value: Any) -> Any:
+        runs.append(value)
+        await gate.wait()
+        return len(runs)
+
+    async with host(log, echo(work)):
+        sent = command(NAME, "x")
+        log.send(COMMANDS, 0, sent)
+        await until(log, lambda: runs)
+        log.send(COMMANDS, 0, sent)
+        marker = command(NAME, "y", workflow_id="w-2")
+        log.send(COMMANDS, 0, marker)
+        await until(log, lambda: len(runs) == 2)
+        gate.set()
+        await answered(log, 2)
+        await until(log, lambda: (committed(log) or (0,))[0] == 3)
+        log.send(COMMANDS, 0, sent)
+        found = await answered(log, 3)
+    first = [record for record in log.records(TOPICS.events) if record.key == b"w-1"]
+    assert runs == ["x", "y"]
+    assert len(found) == 3
+    assert first[0].value == first[1].value, "the same answer is sent again"
+
+
+async def test_an_execute_after_its_own_compensate_is_refused(log: MemoryLog) -> None:
+    runs: list[Any] = []
+
+    async def work(value: Any) -> None:
+        runs.append(value)
+
+    async with host(log, echo(work)):
+        log.send(COMMANDS, 0, command(NAME, "undo", direction=Direction.COMPENSATE))
+        log.send(COMMANDS, 0, command(NAME, "do"))
+        found = await answered(log, 2)
+    refused = next(event for event in found if event.direction is Direction.EXECUTE)
+    assert isinstance(refused, StepFailed)
+    assert refused.kind is FailureKind.CANCELLED
+    assert runs == ["undo"]
+
+
+async def test_a_compensate_stops_its_running_execute_and_waits_for_its_end(log: MemoryLog) -> None:
+    order: list[str] = []
+
+    async def work(value: str) -> None:
+        order.append(f"{value} starts")
+        try:
+            if value == "do":
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.02)
+            raise
+        finally:
+            order.append(f"{value} ends")
+
+    async with host(log, echo(work)):
+        log.send(COMMANDS, 0, command(NAME, "do"))
+        await until(log, lambda: order)
+        log.send(COMMANDS, 0, command(NAME, "undo", direction=Direction.COMPENSATE))
+        found = await answered(log, 2)
+    assert order == ["do starts", "do ends", "undo starts", "undo ends"]
+    assert [(event.direction, getattr(event, "kind", None)) for event in found] == [
+        (Direction.EXECUTE, FailureKind.CANCELLED),
+        (Direction.COMPENSATE, None),
+    ]
+
+
+async def test_a_command_that_kills_its_host_is_found_and_given_up_after_five_deliveries(log: MemoryLog) -> None:
+    killer, count = 2, 5
+    runs: list[int] = []
+    killed = asyncio.Event()
+
+    async def work(value: int) -> int:
+        runs.append(value)
+        if value == killer:
+            log.down = True
+            killed.set()
+            await asyncio.Event().wait()
+        return value
+
+    await provision(log, TOPICS, [commands(NAME)], partitions=PARTITIONS, replication=1)
+    for value in range(count):
+        log.send(COMMANDS, 0, command(NAME, value, workflow_id=f"w-{value}"))
+    lives = 1
+    while await dies(log, host(log, echo(work), grace_ms=0), killed):
+        lives += 1
+        assert lives < 10
+    failures = [event for event in answers(log) if isinstance(event, StepFailed)]
+    assert [(event.kind, event.error_type) for event in failures] == [(FailureKind.TERMINAL, "DeliveredTooOften")]
+    assert failures[0].message.startswith("delivered 5 times without an answer")
+    # In its first life it ran beside the others, so that start counted for the head alone.
+    assert runs.count(killer) == 6
+    assert {event.output for event in answers(log) if isinstance(event, StepCompleted)} == {0, 1, 3, 4}
+
+
+async def dies(log: MemoryLog, living: AgentHost, killed: asyncio.Event) -> bool:
+    """Runs a host until it has answered everything, or until `killed`, as a broker sees a kill: silence."""
+    stop = asyncio.Event()
+    running = asyncio.create_task(living.run(stop))
+    death = asyncio.create_task(killed.wait())
+    everything = asyncio.create_task(until(log, lambda: (committed(log) or (0,))[0] == 5))
+    await asyncio.wait([death, everything, running], return_when=asyncio.FIRST_COMPLETED)
+    for ended in (running, everything):
+        if ended.done():
+            await ended
+    dead = killed.is_set()
+    if dead:
+        for member in log._groups[GROUP].members:
+            member.positions = {}
+            member._group = None
+        log._groups[GROUP].members.clear()
+        running.cancel()
+    stop.set()
+    for task in (death, everything):
+        task.cancel()
+    await asyncio.gather(running, death, everything, return_exceptions=True)
+    log.down = False
+    killed.clear()
+    return dead
+
+
+async def test_poison_goes_to_quarantine_and_the_partition_goes_on(log: MemoryLog) -> None:
+    async with host(log, echo()):
+        log.put(COMMANDS, 0, b"\xff not json", b"w-1")
+        log.put(COMMANDS, 0, orjson.dumps(command(NAME, 1, workflow_id="w-2")), None)
+        log.put(COMMANDS, 0, orjson.dumps(command("other", 1, workflow_id="w-3")), b"w-3")
+        log.put(COMMANDS, 0, None, b"w-4")
+        log.send(COMMANDS, 0, command(NAME, 1, workflow_id="w-5"))
+        await answered(log, 1)
+        await until(log, lambda: (committed(log) or (0,))[0] == 5)
+    found = [orjson.loads(record.value or b"") for record in log.records(TOPICS.quarantine)]
+    assert [record["origin"] for record in found] == [f"{COMMANDS}/0/{offset}" for offset in range(4)]
+    assert base64.b64decode(found[0]["value"]) == b"\xff not json"
+    assert [record["reason"].split(":")[0] for record in found] == ["value", "key", "agent", "value"]
+    assert header(log.records(TOPICS.quarantine)[0].headers, "ce_type") == b"sagalog.quarantine.v1"
+
+
+async def test_a_broken_producer_is_replaced_and_nothing_is_lost(log: MemoryLog) -> None:
+    runs: list[int] = []
+
+    async def work(value: int) -> int:
+        runs.append(value)
+        if value % 10 == 3:
+            log.break_producers()
+        return value
+
+    async with host(log, echo(work)):
+        for value in range(50):
+            log.send(COMMANDS, value % PARTITIONS, command(NAME, value, workflow_id=f"w-{value}"))
+        await until(
+            log, lambda: len({event.output for event in answers(log) if isinstance(event, StepCompleted)}) == 50
+        )
+        await until(log, lambda: [(committed(log, p) or (0,))[0] for p in range(PARTITIONS)] == [25, 25])
+    assert sorted(runs) == list(range(50)), "answers were kept, not made again"
+
+
+async def test_while_the_log_is_down_answers_are_kept(log: MemoryLog) -> None:
+    async def work(value: int) -> int:
+        log.down = True
+        return value
+
+    async with host(log, echo(work)):
+        log.send(COMMANDS, 0, command(NAME, 1))
+        await until(log, lambda: log.down)
+        await asyncio.sleep(0.05)
+        assert answers(log) == []
+        log.down = False
+        found = await answered(log, 1)
+    assert [event.output for event in found if isinstance(event, StepCompleted)] == [1]
+
+
+async def test_a_shutdown_lets_handlers_end_within_the_grace_period(log: MemoryLog) -> None:
+    started = asyncio.Event()
+
+    async def work(value: str) -> str:
+        started.set()
+        await asyncio.sleep(0.05 if value == "quick" else 3600)
+        return value
+
+    running = host(log, echo(work), grace_ms=300)
+    async with running:
+        log.send(COMMANDS, 0, command(NAME, "quick"))
+        log.send(COMMANDS, 0, command(NAME, "endless", workflow_id="w-2"))
+        await started.wait()
+    assert [event.output for event in answers(log) if isinstance(event, StepCompleted)] == ["quick"]
+    assert committed(log) == (1, "1;0;0;")
+
+
+async def test_a_host_that_is_full_stops_taking_and_goes_on_later(log: MemoryLog) -> None:
+    gate = asyncio.Event()
+    count = OPEN_COMMANDS_MIN + 500
+
+    async def work(value: int) -> int:
+        await gate.wait()
+        return value
+
+    async with host(log, echo(work)):
+        for value in range(count):
+            log.send(COMMANDS, 0, command(NAME, value, workflow_id=f"w-{value}"))
+        await until(log, lambda: any(member.paused for member in log._groups[GROUP].members))
+        (member,) = log._groups[GROUP].members
+        assert member.positions[TopicPartition(COMMANDS, 0)] == OPEN_COMMANDS_MIN
+        gate.set()
+        await answered(log, count)
+
+
+async def test_partitions_that_move_are_worked_on_by_their_new_owner(log: MemoryLog) -> None:
+    gate = asyncio.Event()
+    runs: list[str] = []
+
+    async def work(value: str) -> str:
+        runs.append(value)
+        await gate.wait()
+        return value
+
+    async with host(log, echo(work)):
+        for partition in range(PARTITIONS):
+            log.send(COMMANDS, partition, command(NAME, f"p{partition}", workflow_id=f"w-{partition}"))
+        await until(log, lambda: len(runs) == PARTITIONS)
+        async with host(log, echo(work)):
+            await until(log, lambda: len(runs) == PARTITIONS + 1)
+            gate.set()
+            await answered(log, PARTITIONS + 1)
+            await until(log, lambda: [(committed(log, p) or (0,))[0] for p in range(PARTITIONS)] == [1, 1])
+    assert len(answers(log)) == PARTITIONS + 1, "what moved is answered by both, which harms nobody"
+    assert not any(isinstance(event, StepFailed) for event in answers(log))
+
+
+async def test_commands_that_wait_are_left_to_the_new_owner_of_their_partition(log: MemoryLog) -> None:
+    gate = asyncio.Event()
+    runs: list[str] = []
+
+    async def work(value: str) -> None:
+        runs.append(value)
+        await gate.wait()
+
+    async with host(log, echo(work)):
+        for partition in range(PARTITIONS):
+            for number in range(4):
+                value = f"p{partition}-{number}"
+                log.send(COMMANDS, partition, command(NAME, value, workflow_id=value))
+            await until(log, lambda: len(runs) == 4)
+        async with host(log, echo(work)):
+            await until(log, lambda: len(runs) == 8)
+            gate.set()
+            await until(log, lambda: [(committed(log, p) or (0,))[0] for p in range(PARTITIONS)] == [4, 4])
+    assert sorted(runs) == sorted(f"p{partition}-{number}" for partition in range(PARTITIONS) for number in range(4))
+    assert len(answers(log)) == 8
+
+
+async def test_long_attempts_send_heartbeats_at_a_bounded_rate(log: MemoryLog) -> None:
+    sent: list[int] = []
+
+    @agent(NAME)
+    async def work(ctx: Context) -> None:
+        for number in range(1_000):
+            ctx.heartbeat({"number": number})
+        await until(log, lambda: log.topics[TOPICS.heartbeats][1])
+        sent.append(len(log.topics[TOPICS.heartbeats][1]))
+        # From here on the host beats by itself, every third of the timeout.
+        await until(log, lambda: len(log.topics[TOPICS.heartbeats][1]) >= 3)
+
+    async with host(log, work):
+        log.send(COMMANDS, 1, command(NAME, heartbeat_timeout_ms=600))
+        await answered(log, 1)
+    beats = log.topics[TOPICS.heartbeats][1]
+    assert sent == [1]
+    assert {record.key for record in beats} == {b"w-1/worker/1/execute"}
+    found = [parse_heartbeat(record.value) for record in beats]
+    assert [beat.progress for beat in found[:3]] == [{"number": 999}] * 3, "the newest progress goes out"
+
+
+async def test_threads_may_send_heartbeats(log: MemoryLog) -> None:
+    @agent(NAME)
+    def work(ctx: Context) -> None:
+        ctx.heartbeat({"from": "thread"})
+
+    async with host(log, work):
+        log.send(COMMANDS, 0, command(NAME))
+        await answered(log, 1)
+    assert [parse_heartbeat(record.value).progress for record in log.records(TOPICS.heartbeats)] == [{"from": "thread"}]
+
+
+async def test_a_host_without_events_says_who_makes_them() -> None:
+    with pytest.raises(AgentError, match=r"topic unit\.events does not exist after 10 ms: start the engine"):
+        await host(MemoryLog(), echo(), events_wait_ms=10).run(asyncio.Event())
+
+
+async def test_a_command_topic_with_other_partitions_is_refused(log: MemoryLog) -> None:
+    await provision(log, TOPICS, [commands(NAME)], partitions=PARTITIONS + 1, replication=1)
+    with pytest.raises(TopicMismatch, match="has 3 partitions where 2 are expected"):
+        async with host(log, echo()):
+            pass
+
+
+def test_agents_of_one_name_are_refused(log: MemoryLog) -> None:
+    with pytest.raises(AgentError, match="given twice"):
+        host(log, echo(), echo())
