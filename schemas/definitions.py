@@ -175,7 +175,9 @@ class Definition(_Model):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A checked copy: pydantic's own would keep the hash of what it was copied from."""
-        return type(self)(**{**dict(self), **(update or {})})
+        # Not dict(self): that has what the cached properties hold, too.
+        own = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**own, **(update or {})})
 
     @cached_property
     def encoded(self) -> bytes:

@@ -248,7 +248,7 @@ class QuarantineRecord(TypedDict):
     """topic/partition/offset"""
     reason: str
     stage: str
-    """`decode` or `fold`"""
+    """`decode`, `fold` or `project`: what could not be done with it."""
     at_ms: int
     key: str | None
     """Base64."""

@@ -35,8 +35,11 @@ class Server(Protocol):
 class Stack(Protocol):
     """What the tests run against. An external stack has no servers to break: `kafka` and `postgres_server` raise Skipped."""
 
-    bootstrap: str
-    postgres: str
+    @property
+    def bootstrap(self) -> str: ...
+
+    @property
+    def postgres(self) -> str: ...
 
     @property
     def kafka(self) -> Server: ...

@@ -468,7 +468,7 @@ class _KafkaProducer:
                 for queued in ended:
                     if not queued.done.done():
                         queued.done.set_result(None)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it reaches whoever waits, through the futures
             # Whatever it is, nobody must wait for ever for what is queued or on its way.
             queue.extendleft(reversed(ended))
             self._break(error)
@@ -541,7 +541,7 @@ class _KafkaTransactionalProducer:
             await self._producer.commit_transaction()
         except _FENCED as error:
             raise Fenced(f"{self._id} belongs to another process now ({type(error).__name__})") from error
-        except Exception as error:  # noqa: BLE001 - whatever it was, the state of the transaction is not to be trusted
+        except Exception as error:
             await self._abort()
             raise LogError(f"a transaction of {self._id} failed: {type(error).__name__}: {error}") from error
         except asyncio.CancelledError:

@@ -187,7 +187,7 @@ class Partition:
                 if _started(state, plan, event, effects):
                     attempts.refused(state, plan, event, effects)  # type: ignore[arg-type]
             case TimerFired():
-                forget = timers.fired(state, plan, event, effects)
+                forget = timers.fired(state, plan, event, offset_before, effects)
             case CancelRequested():
                 control.cancel(state, plan, event, effects)
             case Quarantined():

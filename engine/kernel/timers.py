@@ -12,8 +12,11 @@ from .starts import definition_missing
 from .state import NEVER, StepState, Trigger, WorkflowState
 
 
-def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, effects: list[Effect]) -> bool:
-    """True when the workflow's id is to be forgotten. A timer that is not set (any more) is ignored."""
+def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, changed_at: int, effects: list[Effect]) -> bool:
+    """True when the workflow's id is to be forgotten. A timer that is not set (any more) is ignored.
+
+    `changed_at` is the offset of the last event that changed the workflow; `state.at_offset` is this event's already.
+    """
     match event.timer:
         case Timer.RETRY:
             step = _step(state, plan, event)
@@ -39,7 +42,7 @@ def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, effects: l
                 return False
         case Timer.FORGET:
             # The offset of its end tells this run from a later one under the same id.
-            if state.terminal and event.attempt == state.at_offset:
+            if state.terminal and event.attempt == changed_at:
                 return True
     effects.append(Ignored(Reason.NOT_WAITED_FOR, "TimerFired"))
     return False

@@ -14,8 +14,8 @@ from typing import Any
 
 from sagalog.agents import Context, Retryable, Terminal, Undo, agent
 from sagalog.schemas.definitions import (
-    Compensation,
     CircuitPolicy,
+    Compensation,
     Definition,
     Retry,
     Step,

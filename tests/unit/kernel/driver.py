@@ -154,9 +154,17 @@ class Driver:
         token = self.token(step, attempt, direction)
         return self.append(StepFailed(step, attempt, direction, token, kind, message, **more))
 
-    def lose(self, step: str, attempt: int = 1, *, epoch: int = 1, undo: bool = False) -> list[Effect]:
+    def lose(
+        self,
+        step: str,
+        attempt: int = 1,
+        *,
+        epoch: int = 1,
+        undo: bool = False,
+        kind: FailureKind = FailureKind.LOST,
+    ) -> list[Effect]:
         direction = Direction.COMPENSATE if undo else Direction.EXECUTE
-        return self.append(AttemptLost(epoch, step, attempt, direction, "no answer in time"))
+        return self.append(AttemptLost(epoch, step, attempt, direction, "no answer in time", kind))
 
     def refuse(self, step: str, service: str, attempt: int = 1, *, epoch: int = 1) -> list[Effect]:
         return self.append(AttemptRefused(epoch, step, attempt, service))
@@ -232,10 +240,14 @@ class CircuitDriver:
         TAKEN.note(effects)
         if self.round_trip:
             for service, circuit in self.partition.circuits.items():
-                self.partition.circuits[service] = restore_circuit(encode(dump_circuit(circuit)))
+                restored = restore_circuit(encode(dump_circuit(circuit)))
+                assert restored == circuit
+                self.partition.circuits[service] = restored
         return effects
 
-    def outcome(self, *calls: tuple[int, int, int], partition: int = 0, service: str = "bank", **more: Any) -> list[Effect]:
+    def outcome(
+        self, *calls: tuple[int, int, int], partition: int = 0, service: str = "bank", **more: Any
+    ) -> list[Effect]:
         """Calls as (offset, 1 for ok, milliseconds before now)."""
         record = {
             "service": service,
@@ -247,10 +259,15 @@ class CircuitDriver:
         }
         return self.append_raw(service.encode(), encode(record), TYPE_OUTCOME.encode())
 
-    def fire(self, status: str, opened: int = 1, *, service: str = "bank", epoch: int = 1) -> list[Effect]:
-        """The timer of the circuit, as its owner writes it."""
-        event = TimerFired(epoch, Timer.CIRCUIT, status, opened)
+    def fire(self, status: str, turn: int, *, service: str = "bank", epoch: int = 1) -> list[Effect]:
+        """A timer of the circuit, whether or not it is the one that is set."""
+        event = TimerFired(epoch, Timer.CIRCUIT, status, turn)
         return self.append_raw(service.encode(), encode_event(event), TYPE_OF[TimerFired].encode())
+
+    def fire_due(self, *, epoch: int = 1) -> list[Effect]:
+        """The timer that is set, as its owner writes it."""
+        status, turn = self.partition.circuits["bank"].timer()
+        return self.fire(status, turn, epoch=epoch)
 
     def dump(self, service: str = "bank") -> Any:
         return dump_circuit(self.partition.circuits[service])
@@ -315,7 +332,9 @@ def _line(effect: Effect) -> str:
         case Moved(step=None):
             return f"workflow {effect.before} -> {effect.after} by {effect.trigger}"
         case Moved():
-            return f"{'undo ' if effect.undo else ''}{effect.step} {effect.before} -> {effect.after} by {effect.trigger}"
+            return (
+                f"{'undo ' if effect.undo else ''}{effect.step} {effect.before} -> {effect.after} by {effect.trigger}"
+            )
         case Finished(result=record):
             return f"finished {record['status']}"
         case DeadLettered(record=letter):

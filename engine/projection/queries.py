@@ -1,0 +1,288 @@
+"""What people ask the projection: typed answers for the command line and the console. They only read.
+
+Times are `datetime` with a zone. Sizes of answers are bounded: lists come in pages, or newest first up to a limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+from sagalog.schemas.errors import SagalogError
+from sagalog.schemas.statuses import WorkflowStatus
+
+from .sql import Row, Sql
+
+PAGE_MAX: Final = 1_000
+
+
+class InvalidQuery(SagalogError):
+    """A question that cannot be answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowSummary:
+    """One line of a list."""
+
+    workflow_id: str
+    name: str
+    definition: str
+    status: str
+    terminal: bool
+    started_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+    completeness: float | None
+    correlation_id: str | None
+    failure_kind: str | None
+    failure_message: str | None
+    withheld: bool
+    """Whether a command is ready but not sent yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowPage:
+    """A page of a list; `next` is what to pass as `after` for the one behind it, None at the end."""
+
+    workflows: list[WorkflowSummary]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    workflow_id: str
+    name: str
+    definition: str
+    status: str
+    terminal: bool
+    started_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+    deadline_at: datetime | None
+    input: Any
+    output: Any
+    completeness: float | None
+    missing: list[dict[str, Any]] | None
+    failure: dict[str, Any] | None
+    correlation_id: str | None
+    stopped: str | None
+    withheld: list[dict[str, Any]] | None
+    partition: int
+    at_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    workflow_id: str
+    step: str
+    place: int
+    status: str
+    attempt: int
+    agent: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    ended_order: int | None
+    retry_at: datetime | None
+    unknown: bool
+    stand_in: str | None
+    output: Any
+    failed_attempts: int
+    failures: list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compensation:
+    workflow_id: str
+    step: str
+    place: int
+    status: str
+    attempt: int
+    undone_order: int | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    retry_at: datetime | None
+    failed_attempts: int
+    failures: list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    id: str
+    workflow_id: str
+    definition: str
+    name: str
+    step: str | None
+    kind: str
+    reason: str
+    details: Any
+    input: Any
+    created_at: datetime
+    partition: int
+    at_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    id: str
+    workflow_id: str
+    definition: str
+    name: str
+    step: str
+    agent: str
+    direction: str
+    input: Any
+    failures: list[dict[str, Any]]
+    failed_attempts: int
+    created_at: datetime
+    partition: int
+    at_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Circuit:
+    service: str
+    status: str
+    since: datetime
+    updated_at: datetime
+    opened: int
+    reason: str | None
+    half_open_at: datetime | None
+    probe: int | None
+    probe_until: datetime | None
+    candidates: list[int] | None
+    calls: int
+    faults: int
+    policy: dict[str, Any]
+    partition: int
+    at_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """One partition. `end_offset` is -1 until a projector has looked; `age_s` is how long ago one last wrote."""
+
+    topic: str
+    partition: int
+    applied_offset: int
+    end_offset: int
+    lag_records: int
+    updated_at: datetime
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    agent: str
+    updated_at: datetime
+    window_ms: int
+    ok: int
+    failed: int
+    error_rate: float
+    alert: bool
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowDetails:
+    """All there is of one workflow, of one moment."""
+
+    workflow: Workflow
+    steps: list[Step]
+    compensations: list[Compensation]
+    reviews: list[Review]
+    dead_letters: list[DeadLetter]
+
+
+async def list_workflows(
+    sql: Sql, *, status: str | None = None, name: str | None = None, limit: int = 50, after: str | None = None
+) -> WorkflowPage:
+    """Workflows, the one started last first. Raises InvalidQuery for a status, a limit or an `after` that cannot be."""
+    if status is not None and status not in WorkflowStatus.__members__.values():
+        raise InvalidQuery(f"status: {status[:80]!r} is unknown; known are {', '.join(WorkflowStatus)}")
+    _check_limit(limit)
+    after_started, after_id = (None, None) if after is None else _parse_after(after)
+    params = {"status": status, "name": name, "limit": limit + 1, "after_started": after_started, "after_id": after_id}
+    async with sql.transaction(snapshot=True) as transaction:
+        found = [_as(WorkflowSummary, row) for row in await transaction.fetch("workflows_list", params)]
+    page = found[:limit]
+    return WorkflowPage(page, _after(page[-1]) if len(found) > limit else None)
+
+
+async def show_workflow(sql: Sql, workflow_id: str) -> WorkflowDetails | None:
+    """One workflow with its steps, ledger, reviews and dead letters; None when the projection does not know it."""
+    params = {"workflow_id": workflow_id}
+    async with sql.transaction(snapshot=True) as transaction:
+        found = await transaction.fetch("workflow_get", params)
+        if not found:
+            return None
+        return WorkflowDetails(
+            _as(Workflow, found[0]),
+            [_as(Step, row) for row in await transaction.fetch("workflow_steps", params)],
+            [_as(Compensation, row) for row in await transaction.fetch("workflow_compensations", params)],
+            [_as(Review, row) for row in await transaction.fetch("workflow_reviews", params)],
+            [_as(DeadLetter, row) for row in await transaction.fetch("workflow_dead_letters", params)],
+        )
+
+
+async def counts_by_status(sql: Sql) -> dict[str, int]:
+    """How many workflows are in which status; statuses without one are left out."""
+    return {row["status"]: row["workflows"] for row in await _fetch(sql, "workflows_counts")}
+
+
+async def lag(sql: Sql) -> list[Lag]:
+    """How far the projection is behind, per partition."""
+    return [_as(Lag, row) for row in await _fetch(sql, "lag_list")]
+
+
+async def circuits(sql: Sql) -> list[Circuit]:
+    return [_as(Circuit, row) for row in await _fetch(sql, "circuits_list")]
+
+
+async def health(sql: Sql) -> list[Health]:
+    return [_as(Health, row) for row in await _fetch(sql, "health_list")]
+
+
+async def reviews(sql: Sql, *, limit: int = 50) -> list[Review]:
+    """The newest first."""
+    _check_limit(limit)
+    return [_as(Review, row) for row in await _fetch(sql, "reviews_list", {"limit": limit})]
+
+
+async def dead_letters(sql: Sql, *, limit: int = 50) -> list[DeadLetter]:
+    """The newest first."""
+    _check_limit(limit)
+    return [_as(DeadLetter, row) for row in await _fetch(sql, "dead_letters_list", {"limit": limit})]
+
+
+async def _fetch(sql: Sql, query: str, params: dict[str, Any] | None = None) -> list[Row]:
+    async with sql.transaction(snapshot=True) as transaction:
+        return await transaction.fetch(query, params)
+
+
+T = TypeVar("T")
+
+
+def _as(kind: type[T], row: Row) -> T:
+    # Views may gain columns that this version does not know.
+    return kind(**{field.name: row[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def _check_limit(limit: int) -> None:
+    if not 1 <= limit <= PAGE_MAX:
+        raise InvalidQuery(f"limit: {limit} is not within 1 to {PAGE_MAX}")
+
+
+def _after(last: WorkflowSummary) -> str:
+    return f"{last.started_at.isoformat()}/{last.workflow_id}"
+
+
+def _parse_after(after: str) -> tuple[datetime, str]:
+    started, separator, workflow_id = after.partition("/")
+    try:
+        at = datetime.fromisoformat(started)
+    except ValueError:
+        separator = ""
+    if not separator:
+        raise InvalidQuery(f"after: {after[:80]!r} is not what a page gave as next") from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC), workflow_id

@@ -1,0 +1,495 @@
+"""Records to rows: pure functions, shared by the projector and by `verify`.
+
+Rules:
+- What does not fit (an unknown status, a time beyond the year 9999, a number beyond the column) raises InvalidRecord here, so
+  that one bad record never reaches a batch.
+- PostgreSQL stores no NUL in text: it becomes U+FFFD, in values and in keys of objects (`without_nul`). Everything else is
+  stored as it is; numbers are what a double and a 64-bit integer can hold, because the fold holds no others.
+- Rows depend on one record only, never on what the database holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+from sagalog.schemas.codec import encode
+from sagalog.schemas.errors import InvalidRecord
+from sagalog.schemas.statuses import TERMINAL, CircuitStatus, StepStatus, UndoStatus, WorkflowStatus
+
+TIME_MS_MAX: Final = 253_402_300_799_999
+"""The end of the year 9999, the last that Python's datetime holds."""
+INTEGER_MAX: Final = 2**31 - 1
+OFFSET_MAX: Final = 2**63 - 1
+KEY_BYTES_MAX: Final = 2_000
+"""An entry of PostgreSQL's index may have 2,704 bytes."""
+REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+
+Record = Mapping[str, Any]
+Json = str | None
+"""An encoded document; None for null, and for what is not there."""
+
+
+class Rank(IntEnum):
+    """Which of two records of one offset counts: the higher. The numbers are stored."""
+
+    STUB = 0
+    """Of a finished workflow: says how it ended, not what it was about."""
+    FILLED_STUB = 1
+    """With what an earlier checkpoint in the same batch said."""
+    CHECKPOINT = 2
+    RESULT = 3
+
+
+class WorkflowRow(NamedTuple):
+    workflow_id: str
+    name: str
+    definition: str
+    status: str
+    terminal: bool
+    partition: int
+    at_offset: int
+    rank: int
+    started_ms: int
+    updated_ms: int
+    finished_ms: int | None
+    deadline_ms: int | None
+    completeness: float | None
+    correlation_id: str | None
+    stopped: str | None
+    input: Json
+    output: Json
+    missing: Json
+    failure: Json
+    withheld: Json
+
+
+class StepRow(NamedTuple):
+    workflow_id: str
+    step: str
+    place: int
+    status: str
+    attempt: int
+    agent: str | None
+    started_ms: int | None
+    finished_ms: int | None
+    ended_order: int | None
+    retry_ms: int | None
+    unknown: bool
+    stand_in: str | None
+    output: Json
+    failed_attempts: int
+    failures: Json
+
+
+class CompensationRow(NamedTuple):
+    workflow_id: str
+    step: str
+    place: int
+    status: str
+    attempt: int
+    undone_order: int | None
+    started_ms: int | None
+    finished_ms: int | None
+    retry_ms: int | None
+    failed_attempts: int
+    failures: Json
+
+
+class CircuitRow(NamedTuple):
+    service: str
+    partition: int
+    at_offset: int
+    status: str
+    since_ms: int
+    updated_ms: int
+    opened: int
+    reason: str | None
+    half_open_ms: int | None
+    probe: int | None
+    probe_until_ms: int | None
+    candidates: Json
+    calls: int
+    faults: int
+    policy: Json
+
+
+class ReviewRow(NamedTuple):
+    id: str
+    workflow_id: str
+    definition: str
+    name: str
+    step: str | None
+    kind: str
+    reason: str
+    details: Json
+    input: Json
+    partition: int
+    at_offset: int
+    created_ms: int
+
+
+class DeadLetterRow(NamedTuple):
+    id: str
+    workflow_id: str
+    definition: str
+    name: str
+    step: str
+    agent: str
+    direction: str
+    input: Json
+    failures: Json
+    failed_attempts: int
+    partition: int
+    at_offset: int
+    created_ms: int
+
+
+class DefinitionRow(NamedTuple):
+    hash: str
+    name: str
+    agents: Json
+    document: Json
+
+
+class HealthRow(NamedTuple):
+    agent: str
+    at_ms: int
+    window_ms: int
+    ok: int
+    failed: int
+    error_rate: float
+    alert: bool
+    since_ms: int
+
+
+class MarkerRow(NamedTuple):
+    topic: str
+    partition: int
+    at_offset: int
+    epoch: int
+    member: str
+    digest: str
+    workflows: int
+    definitions: Json
+
+
+_WORKFLOW_STATUSES: Final = {str(status): status in TERMINAL for status in WorkflowStatus}
+_STEP_STATUSES: Final = frozenset(map(str, StepStatus))
+_UNDO_STATUSES: Final = frozenset(map(str, UndoStatus))
+_CIRCUIT_STATUSES: Final = frozenset(map(str, CircuitStatus))
+
+
+def rank_of(record: Record) -> Rank:
+    """What kind of record of a workflow this is, by its content."""
+    if "completeness" in record:
+        return Rank.RESULT
+    return Rank.STUB if "finished_ms" in record else Rank.CHECKPOINT
+
+
+def result_id(record: Record) -> str:
+    """Whose result this is."""
+    return _text(record, "workflow_id")
+
+
+def workflow_row(workflow_id: str, record: Record, partition: int) -> WorkflowRow:
+    """The workflow's row, of a checkpoint or a result."""
+    rank = rank_of(record)
+    status = _text(record, "status")
+    terminal = _WORKFLOW_STATUSES.get(status)
+    if terminal is None:
+        raise _unknown("status", status)
+    if terminal is (rank is Rank.CHECKPOINT):
+        raise InvalidRecord("status", f"is {status!r}, but finished_ms says {'not ' if terminal else ''}finished")
+    started = _time(record, "started_ms")
+    finished = None if rank is Rank.CHECKPOINT else _time(record, "finished_ms")
+    completeness = _number(record, "completeness") if rank is Rank.RESULT else None
+    withheld = record.get("withheld")
+    return WorkflowRow(
+        _key(workflow_id, "workflow_id"),
+        _text(record, "name"),
+        _text(record, "definition"),
+        status,
+        terminal,
+        partition,
+        _integer(record, "at_offset", OFFSET_MAX, -1),
+        int(rank),
+        started,
+        _time(record, "now_ms") if finished is None else finished,
+        finished,
+        # A stub's deadline is until when its id is remembered, which is the engine's business.
+        None if finished is not None else _time_or_none(record, "deadline_ms"),
+        completeness,
+        _text_or_none(record, "correlation_id"),
+        _text_or_none(record, "stopped"),
+        _json(record.get("input")),
+        _json(record.get("output")),
+        _json(record["missing"]) if record.get("missing") else None,
+        _json(record.get("failure")),
+        _json(withheld) if withheld else None,
+    )
+
+
+def step_rows(workflow_id: str, record: Record) -> list[StepRow]:
+    """A row per step, of a checkpoint or a result; none for a stub."""
+    rows = []
+    for place, step in enumerate(_objects(record, "steps")):
+        status = _text(step, "status")
+        if status not in _STEP_STATUSES:
+            raise _unknown(f"steps.{place}.status", status)
+        rows.append(
+            StepRow(
+                workflow_id,
+                _key(_text(step, "name"), "name"),
+                place,
+                status,
+                _integer(step, "attempt"),
+                _text_or_none(step, "agent"),
+                _time_or_none(step, "started_ms"),
+                _time_or_none(step, "finished_ms"),
+                _integer_or_none(step, "order"),
+                _time_or_none(step, "retry_at_ms"),
+                step.get("unknown") is True,
+                _text_or_none(step, "stand_in"),
+                _json(step.get("output")),
+                _integer_or_none(step, "failed_attempts") or 0,
+                _json(step["failures"]) if step.get("failures") else None,
+            )
+        )
+    return rows
+
+
+def compensation_rows(workflow_id: str, record: Record) -> list[CompensationRow]:
+    """A row per entry in the ledger, of a checkpoint or a result."""
+    rows = []
+    for place, step in enumerate(_objects(record, "steps")):
+        undo = step.get("undo")
+        if undo is None:
+            continue
+        if type(undo) is not dict:
+            raise InvalidRecord(f"steps.{place}.undo", f"is a {type(undo).__name__}; an object is expected")
+        status = _text(undo, "status")
+        if status not in _UNDO_STATUSES:
+            raise _unknown(f"steps.{place}.undo.status", status)
+        rows.append(
+            CompensationRow(
+                workflow_id,
+                _key(_text(step, "name"), "name"),
+                place,
+                status,
+                _integer(undo, "attempt"),
+                _integer_or_none(undo, "order"),
+                _time_or_none(undo, "started_ms"),
+                _time_or_none(undo, "finished_ms"),
+                _time_or_none(undo, "retry_at_ms"),
+                _integer_or_none(undo, "failed_attempts") or 0,
+                _json(undo["failures"]) if undo.get("failures") else None,
+            )
+        )
+    return rows
+
+
+def circuit_row(record: Record, partition: int) -> CircuitRow:
+    """A service's circuit."""
+    status = _text(record, "status")
+    if status not in _CIRCUIT_STATUSES:
+        raise _unknown("status", status)
+    window = record.get("window") or []
+    if type(window) is not list or not all(type(call) is list and len(call) == 2 for call in window):
+        raise InvalidRecord("window", "is not a list of [at_ms, ok]")
+    return CircuitRow(
+        _key(_text(record, "service"), "service"),
+        partition,
+        _integer(record, "at_offset", OFFSET_MAX, -1),
+        status,
+        _time(record, "since_ms"),
+        _time(record, "now_ms"),
+        _integer(record, "opened"),
+        _text_or_none(record, "reason"),
+        _time_or_none(record, "half_open_at_ms"),
+        _integer_or_none(record, "probe"),
+        _time_or_none(record, "probe_until_ms"),
+        _json(record["candidates"]) if record.get("candidates") else None,
+        len(window),
+        sum(not ok for _, ok in window),
+        _json(_object(record, "policy")),
+    )
+
+
+def review_row(record: Record, partition: int) -> ReviewRow:
+    """Work that waits for a person."""
+    return ReviewRow(
+        _key(_text(record, "id"), "id"),
+        _key(_text(record, "workflow_id"), "workflow_id"),
+        _text(record, "definition"),
+        _text(record, "name"),
+        _text_or_none(record, "step"),
+        _text(record, "kind"),
+        _text(record, "reason"),
+        _json(record.get("details")),
+        _json(record.get("input")),
+        partition,
+        _integer(record, "at_offset", OFFSET_MAX, -1),
+        _time(record, "at_ms"),
+    )
+
+
+def dead_letter_row(record: Record, partition: int) -> DeadLetterRow:
+    """A command that failed for good."""
+    return DeadLetterRow(
+        _key(_text(record, "id"), "id"),
+        _key(_text(record, "workflow_id"), "workflow_id"),
+        _text(record, "definition"),
+        _text(record, "name"),
+        _text(record, "step"),
+        _text(record, "agent"),
+        _text(record, "direction"),
+        _json(record.get("input")),
+        encode(_objects(record, "failures")).decode(),
+        _integer(record, "failed_attempts"),
+        partition,
+        _integer(record, "at_offset", OFFSET_MAX, -1),
+        _time(record, "at_ms"),
+    )
+
+
+def definition_row(hash_: str, record: Record) -> DefinitionRow:
+    """A definition; it is not checked again whether it can run."""
+    agents = {_text(step, "name"): _text(step, "agent") for step in _objects(record, "steps")}
+    return DefinitionRow(_key(hash_, "hash"), _text(record, "name"), _json(agents), _json(record))
+
+
+def health_row(record: Record) -> HealthRow:
+    """An agent's health."""
+    return HealthRow(
+        _key(_text(record, "agent"), "agent"),
+        _time(record, "at_ms"),
+        _integer(record, "window_ms", OFFSET_MAX),
+        _integer(record, "ok", OFFSET_MAX),
+        _integer(record, "failed", OFFSET_MAX),
+        _number(record, "error_rate"),
+        record.get("alert") is True,
+        _time(record, "since_ms"),
+    )
+
+
+def marker_row(topic: str, partition: int, record: Record) -> MarkerRow:
+    """What a partition's checkpoints amount to."""
+    definitions = record.get("definitions", [])
+    return MarkerRow(
+        topic,
+        partition,
+        _integer(record, "at_offset", OFFSET_MAX, -1),
+        _integer(record, "epoch", OFFSET_MAX),
+        _text(record, "member"),
+        _text(record, "digest"),
+        _integer(record, "workflows", OFFSET_MAX),
+        encode(definitions).decode(),
+    )
+
+
+# --- NUL
+
+
+def holds_nul(raw: bytes) -> bool:
+    """Whether a JSON document may hold a NUL; cheap, and right whenever it says no."""
+    return b"\\u0000" in raw
+
+
+def without_nul(value: Any) -> Any:
+    """The document with U+FFFD for every NUL. Its depth is bounded by `decode`."""
+    match value:
+        case str():
+            return value.replace("\0", REPLACEMENT)
+        case dict():
+            return {key.replace("\0", REPLACEMENT): without_nul(inner) for key, inner in value.items()}
+        case list():
+            return [without_nul(inner) for inner in value]
+        case _:
+            return value
+
+
+# --- fields
+
+
+def _unknown(field: str, status: str) -> InvalidRecord:
+    return InvalidRecord(
+        field, f"{status[:80]!r} is unknown; a newer version may have written it: upgrade the projector"
+    )
+
+
+def _key(value: str, field: str) -> str:
+    size = len(value.encode())
+    if not 1 <= size <= KEY_BYTES_MAX:
+        raise InvalidRecord(field, f"is {size:,} bytes; 1 to {KEY_BYTES_MAX:,} can be a key in PostgreSQL")
+    return value
+
+
+def _text(record: Record, field: str) -> str:
+    value = record.get(field)
+    if type(value) is not str:
+        raise _wrong(field, value, "text")
+    return value
+
+
+def _text_or_none(record: Record, field: str) -> str | None:
+    value = record.get(field)
+    if value is not None and type(value) is not str:
+        raise _wrong(field, value, "text")
+    return value
+
+
+def _integer(record: Record, field: str, most: int = INTEGER_MAX, least: int = 0) -> int:
+    value = record.get(field)
+    if type(value) is not int or not least <= value <= most:
+        raise _wrong(field, value, f"an integer within {least} to {most}")
+    return value
+
+
+def _integer_or_none(record: Record, field: str) -> int | None:
+    return _integer(record, field) if record.get(field) is not None else None
+
+
+def _time(record: Record, field: str) -> int:
+    value = record.get(field)
+    if type(value) is not int or not 0 <= value <= TIME_MS_MAX:
+        raise _wrong(field, value, f"milliseconds since the epoch, at most {TIME_MS_MAX}")
+    return value
+
+
+def _time_or_none(record: Record, field: str) -> int | None:
+    return _time(record, field) if record.get(field) is not None else None
+
+
+def _number(record: Record, field: str) -> float:
+    value = record.get(field)
+    if type(value) is not float and type(value) is not int:
+        raise _wrong(field, value, "a number")
+    return float(value)
+
+
+def _object(record: Record, field: str) -> dict[str, Any]:
+    value = record.get(field)
+    if type(value) is not dict:
+        raise _wrong(field, value, "an object")
+    return value
+
+
+def _objects(record: Record, field: str) -> list[dict[str, Any]]:
+    value = record.get(field)
+    if value is None:
+        return []
+    if type(value) is not list or not all(type(inner) is dict for inner in value):
+        raise _wrong(field, value, "a list of objects")
+    return value
+
+
+def _wrong(field: str, value: Any, expected: str) -> InvalidRecord:
+    if value is None:
+        return InvalidRecord(field, f"is missing; {expected} is expected")
+    return InvalidRecord(field, f"is {str(value)[:80]!r}; {expected} is expected")
+
+
+def _json(value: Any) -> Json:
+    return None if value is None else encode(value).decode()

@@ -1,0 +1,228 @@
+-- Queries that merge a staged batch into the tables. The order of rows in INSERT is that of keys, so that two projectors with
+-- different topics of one partition lock rows in the same order.
+
+-- workflow_forget_earlier_run --
+-- An id can be used again once it is forgotten. Steps of the run before must not stay beside those of the new one.
+WITH gone AS (
+    SELECT s.workflow_id
+    FROM staging_workflow s
+    JOIN workflow w ON w.workflow_id = s.workflow_id
+    WHERE w.started_at < to_timestamp(s.started_ms / 1000.0) AND (s.at_offset, s.rank) >= (w.at_offset, w.rank)
+), compensations AS (
+    DELETE FROM compensation c USING gone WHERE c.workflow_id = gone.workflow_id
+)
+DELETE FROM step s USING gone WHERE s.workflow_id = gone.workflow_id
+
+-- workflow_merge --
+-- The newer offset wins, at one offset the higher rank. A bare stub (rank 0) brings the end but not what the workflow was
+-- about: that is kept. What is left in staging afterwards was accepted: steps and compensations of the rest do not count.
+WITH accepted AS (
+    INSERT INTO workflow AS w (
+        workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
+        deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld
+    )
+    SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank,
+           to_timestamp(started_ms / 1000.0), to_timestamp(updated_ms / 1000.0), to_timestamp(finished_ms / 1000.0),
+           to_timestamp(deadline_ms / 1000.0), completeness, correlation_id, stopped, input, output, missing, failure, withheld
+    FROM staging_workflow
+    ORDER BY workflow_id
+    ON CONFLICT (workflow_id) DO UPDATE SET
+        name = excluded.name,
+        definition = excluded.definition,
+        status = excluded.status,
+        terminal = excluded.terminal,
+        partition = excluded.partition,
+        at_offset = excluded.at_offset,
+        rank = excluded.rank,
+        started_at = excluded.started_at,
+        updated_at = excluded.updated_at,
+        finished_at = excluded.finished_at,
+        correlation_id = excluded.correlation_id,
+        withheld = excluded.withheld,
+        deadline_at = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.deadline_at
+                           ELSE excluded.deadline_at END,
+        completeness = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.completeness
+                            ELSE excluded.completeness END,
+        stopped = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.stopped ELSE excluded.stopped END,
+        input = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.input ELSE excluded.input END,
+        output = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.output ELSE excluded.output END,
+        missing = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.missing ELSE excluded.missing END,
+        failure = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.failure ELSE excluded.failure END
+    WHERE (excluded.at_offset, excluded.rank) >= (w.at_offset, w.rank)
+    RETURNING w.workflow_id
+)
+DELETE FROM staging_workflow s WHERE NOT EXISTS (SELECT FROM accepted a WHERE a.workflow_id = s.workflow_id)
+
+-- step_merge --
+-- Steps that did not change are not written again: most checkpoints move one step of several.
+INSERT INTO step AS t (
+    workflow_id, step, place, status, attempt, agent, started_at, finished_at, ended_order, retry_at, unknown, stand_in, output,
+    failed_attempts, failures
+)
+SELECT s.workflow_id, s.step, s.place, s.status, s.attempt, s.agent, to_timestamp(s.started_ms / 1000.0),
+       to_timestamp(s.finished_ms / 1000.0), s.ended_order, to_timestamp(s.retry_ms / 1000.0), s.unknown, s.stand_in, s.output,
+       s.failed_attempts, s.failures
+FROM staging_step s
+WHERE EXISTS (SELECT FROM staging_workflow w WHERE w.workflow_id = s.workflow_id)
+ON CONFLICT (workflow_id, step) DO UPDATE SET
+    place = excluded.place,
+    status = excluded.status,
+    attempt = excluded.attempt,
+    agent = excluded.agent,
+    started_at = excluded.started_at,
+    finished_at = excluded.finished_at,
+    ended_order = excluded.ended_order,
+    retry_at = excluded.retry_at,
+    unknown = excluded.unknown,
+    stand_in = excluded.stand_in,
+    output = excluded.output,
+    failed_attempts = excluded.failed_attempts,
+    failures = excluded.failures
+WHERE (t.status, t.attempt, t.failed_attempts, t.unknown, t.place)
+          IS DISTINCT FROM (excluded.status, excluded.attempt, excluded.failed_attempts, excluded.unknown, excluded.place)
+   OR (t.agent, t.started_at, t.finished_at, t.ended_order, t.retry_at, t.stand_in, t.output, t.failures)
+          IS DISTINCT FROM (excluded.agent, excluded.started_at, excluded.finished_at, excluded.ended_order, excluded.retry_at,
+                            excluded.stand_in, excluded.output, excluded.failures)
+
+-- compensation_merge --
+-- As steps.
+INSERT INTO compensation AS t (
+    workflow_id, step, place, status, attempt, undone_order, started_at, finished_at, retry_at, failed_attempts, failures
+)
+SELECT s.workflow_id, s.step, s.place, s.status, s.attempt, s.undone_order, to_timestamp(s.started_ms / 1000.0),
+       to_timestamp(s.finished_ms / 1000.0), to_timestamp(s.retry_ms / 1000.0), s.failed_attempts, s.failures
+FROM staging_compensation s
+WHERE EXISTS (SELECT FROM staging_workflow w WHERE w.workflow_id = s.workflow_id)
+ON CONFLICT (workflow_id, step) DO UPDATE SET
+    place = excluded.place,
+    status = excluded.status,
+    attempt = excluded.attempt,
+    undone_order = excluded.undone_order,
+    started_at = excluded.started_at,
+    finished_at = excluded.finished_at,
+    retry_at = excluded.retry_at,
+    failed_attempts = excluded.failed_attempts,
+    failures = excluded.failures
+WHERE (t.place, t.status, t.attempt, t.undone_order, t.started_at, t.finished_at, t.retry_at, t.failed_attempts, t.failures)
+      IS DISTINCT FROM (excluded.place, excluded.status, excluded.attempt, excluded.undone_order, excluded.started_at,
+                        excluded.finished_at, excluded.retry_at, excluded.failed_attempts, excluded.failures)
+
+-- circuit_merge --
+-- The newer offset of `outcomes` wins.
+INSERT INTO circuit AS t (
+    service, partition, at_offset, status, since, updated_at, opened, reason, half_open_at, probe, probe_until, candidates,
+    calls, faults, policy
+)
+SELECT service, partition, at_offset, status, to_timestamp(since_ms / 1000.0), to_timestamp(updated_ms / 1000.0), opened,
+       reason, to_timestamp(half_open_ms / 1000.0), probe, to_timestamp(probe_until_ms / 1000.0), candidates, calls, faults,
+       policy
+FROM staging_circuit
+ORDER BY service
+ON CONFLICT (service) DO UPDATE SET
+    partition = excluded.partition,
+    at_offset = excluded.at_offset,
+    status = excluded.status,
+    since = excluded.since,
+    updated_at = excluded.updated_at,
+    opened = excluded.opened,
+    reason = excluded.reason,
+    half_open_at = excluded.half_open_at,
+    probe = excluded.probe,
+    probe_until = excluded.probe_until,
+    candidates = excluded.candidates,
+    calls = excluded.calls,
+    faults = excluded.faults,
+    policy = excluded.policy
+WHERE excluded.at_offset >= t.at_offset
+
+-- circuit_forget --
+-- Services whose circuit was deleted.
+DELETE FROM circuit WHERE service = ANY(%(keys)s)
+
+-- review_merge --
+-- A review that was sent twice is one.
+INSERT INTO review AS t (
+    id, workflow_id, definition, name, step, kind, reason, details, input, partition, at_offset, created_at
+)
+SELECT id, workflow_id, definition, name, step, kind, reason, details, input, partition, at_offset,
+       to_timestamp(created_ms / 1000.0)
+FROM staging_review
+ORDER BY id
+ON CONFLICT (id) DO UPDATE SET
+    workflow_id = excluded.workflow_id,
+    definition = excluded.definition,
+    name = excluded.name,
+    step = excluded.step,
+    kind = excluded.kind,
+    reason = excluded.reason,
+    details = excluded.details,
+    input = excluded.input,
+    partition = excluded.partition,
+    at_offset = excluded.at_offset,
+    created_at = excluded.created_at
+WHERE excluded.at_offset >= t.at_offset
+
+-- dead_letter_merge --
+-- A dead letter that was sent twice is one.
+INSERT INTO dead_letter AS t (
+    id, workflow_id, definition, name, step, agent, direction, input, failures, failed_attempts, partition, at_offset, created_at
+)
+SELECT id, workflow_id, definition, name, step, agent, direction, input, failures, failed_attempts, partition, at_offset,
+       to_timestamp(created_ms / 1000.0)
+FROM staging_dead_letter
+ORDER BY id
+ON CONFLICT (id) DO UPDATE SET
+    workflow_id = excluded.workflow_id,
+    definition = excluded.definition,
+    name = excluded.name,
+    step = excluded.step,
+    agent = excluded.agent,
+    direction = excluded.direction,
+    input = excluded.input,
+    failures = excluded.failures,
+    failed_attempts = excluded.failed_attempts,
+    partition = excluded.partition,
+    at_offset = excluded.at_offset,
+    created_at = excluded.created_at
+WHERE excluded.at_offset >= t.at_offset
+
+-- definition_merge --
+-- A hash stands for one content: the first that is seen stays.
+INSERT INTO definition (hash, name, agents, document)
+SELECT hash, name, agents, document FROM staging_definition ORDER BY hash
+ON CONFLICT (hash) DO NOTHING
+
+-- agent_health_merge --
+-- The newer time wins: health has no offset in `events`.
+INSERT INTO agent_health AS t (agent, at, window_ms, ok, failed, error_rate, alert, since)
+SELECT agent, to_timestamp(at_ms / 1000.0), window_ms, ok, failed, error_rate, alert, to_timestamp(since_ms / 1000.0)
+FROM staging_agent_health
+ORDER BY agent
+ON CONFLICT (agent) DO UPDATE SET
+    at = excluded.at,
+    window_ms = excluded.window_ms,
+    ok = excluded.ok,
+    failed = excluded.failed,
+    error_rate = excluded.error_rate,
+    alert = excluded.alert,
+    since = excluded.since
+WHERE excluded.at >= t.at
+
+-- agent_health_forget --
+-- Agents whose health was deleted.
+DELETE FROM agent_health WHERE agent = ANY(%(keys)s)
+
+-- marker_merge --
+-- The newer offset wins.
+INSERT INTO marker AS t (topic, partition, at_offset, epoch, member, digest, workflows, definitions)
+SELECT topic, partition, at_offset, epoch, member, digest, workflows, definitions
+FROM staging_marker
+ORDER BY topic, partition
+ON CONFLICT (topic, partition) DO UPDATE SET
+    at_offset = excluded.at_offset,
+    epoch = excluded.epoch,
+    member = excluded.member,
+    digest = excluded.digest,
+    workflows = excluded.workflows,
+    definitions = excluded.definitions
+WHERE excluded.at_offset >= t.at_offset

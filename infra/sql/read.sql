@@ -1,0 +1,80 @@
+-- Queries for people: the command line, the console, verify. They read the views.
+
+-- workflows_list --
+-- Newest first, a page at a time. `after_*` are the last row of the page before.
+SELECT workflow_id, name, definition, status, terminal, started_at, updated_at, finished_at, completeness, correlation_id,
+       failure ->> 'kind' AS failure_kind, failure ->> 'message' AS failure_message,
+       withheld IS NOT NULL AS withheld
+FROM workflows
+WHERE (%(status)s::text IS NULL OR status = %(status)s)
+  AND (%(name)s::text IS NULL OR name = %(name)s)
+  AND (%(after_started)s::timestamptz IS NULL
+       OR (started_at, workflow_id) < (%(after_started)s::timestamptz, %(after_id)s::text))
+ORDER BY started_at DESC, workflow_id DESC
+LIMIT %(limit)s
+
+-- workflow_get --
+-- One workflow, whole.
+SELECT * FROM workflows WHERE workflow_id = %(workflow_id)s
+
+-- workflow_steps --
+-- In the definition's order.
+SELECT * FROM steps WHERE workflow_id = %(workflow_id)s ORDER BY place
+
+-- workflow_compensations --
+-- In the order in which they were undone; those that were not, last.
+SELECT * FROM compensations WHERE workflow_id = %(workflow_id)s ORDER BY undone_order NULLS LAST, place
+
+-- workflow_reviews --
+-- Oldest first.
+SELECT * FROM reviews WHERE workflow_id = %(workflow_id)s ORDER BY created_at, id
+
+-- workflow_dead_letters --
+-- Oldest first.
+SELECT * FROM dead_letters WHERE workflow_id = %(workflow_id)s ORDER BY created_at, id
+
+-- workflows_counts --
+-- How many are in which status.
+SELECT status, count(*) AS workflows FROM workflows GROUP BY status ORDER BY status
+
+-- lag_list --
+-- Per partition.
+SELECT * FROM projection_lag ORDER BY topic, partition
+
+-- circuits_list --
+-- By service.
+SELECT * FROM circuits ORDER BY service
+
+-- reviews_list --
+-- Newest first.
+SELECT * FROM reviews ORDER BY created_at DESC, id DESC LIMIT %(limit)s
+
+-- dead_letters_list --
+-- Newest first.
+SELECT * FROM dead_letters ORDER BY created_at DESC, id DESC LIMIT %(limit)s
+
+-- health_list --
+-- By agent.
+SELECT * FROM health ORDER BY agent
+
+-- rows_workflows --
+-- For verify, a page of ids at a time; `ids` NULL: all.
+SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
+       deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld
+FROM workflow
+WHERE (%(ids)s::text[] IS NULL OR workflow_id = ANY(%(ids)s::text[])) AND workflow_id > %(after)s
+ORDER BY workflow_id
+LIMIT %(limit)s
+
+-- rows_steps --
+-- Of one page of workflows.
+SELECT workflow_id, step, place, status, attempt, agent, started_at, finished_at, ended_order, retry_at, unknown, stand_in,
+       output, failed_attempts, failures
+FROM step
+WHERE workflow_id = ANY(%(ids)s::text[])
+
+-- rows_compensations --
+-- Of one page of workflows.
+SELECT workflow_id, step, place, status, attempt, undone_order, started_at, finished_at, retry_at, failed_attempts, failures
+FROM compensation
+WHERE workflow_id = ANY(%(ids)s::text[])

@@ -1,0 +1,372 @@
+"""Any saga under any sequence of events: the properties that make a crash, a copy and a second engine harmless.
+
+A story is a definition and a list of numbers. The numbers are read against the state as it is, so that most of them do
+something: answers, failures, losses, timers, cancels - and copies, stale answers, forged tokens, old epochs, rubbish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagalog.engine.kernel import Partition, Record
+from sagalog.engine.kernel.effects import ClaimLost, Dispatch, Effect, Finished, Ignored, Moved, Quarantine
+from sagalog.engine.kernel.state import STEP_MOVES, UNDO_MOVES, WORKFLOW_MOVES
+from sagalog.schemas.codec import encode
+from sagalog.schemas.definitions import Definition
+from sagalog.schemas.events import FailureKind, Owned, StepCompleted, StepFailed, Timer
+from sagalog.schemas.ids import Direction
+from sagalog.schemas.records import ResultRecord, StepRecord
+from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
+
+from .driver import SEED, WORKFLOW, Driver, saga
+from .driver import step as a_step
+
+SERVICE = "bank"
+KINDS = [
+    FailureKind.RETRYABLE,
+    FailureKind.RETRYABLE,
+    FailureKind.TIMEOUT,
+    FailureKind.TERMINAL,
+    FailureKind.INVALID_INPUT,
+    FailureKind.REVIEW_NEEDED,
+]
+OUTPUTS: list[Any] = [{"x": 1}, {}, None, "text", [1, {"x": 2}]]
+
+
+# --- stories
+
+
+@st.composite
+def definitions(draw: st.DrawFn) -> Definition:
+    """A small DAG with policies of every kind."""
+    names = [f"s{n}" for n in range(draw(st.integers(1, 6)))]
+    steps = []
+    for place, name in enumerate(names):
+        needs = draw(st.lists(st.sampled_from(names[:place]), unique=True, max_size=3)) if place else []
+        critical = draw(st.booleans())
+        service = draw(st.sampled_from([None, SERVICE]))
+        fallback = draw(st.sampled_from([None, {"value": "stand-in"}, {"agent": "other"}]))
+        when_open = draw(st.sampled_from(["park", "fail", "fall_back"])) if service else "park"
+        if when_open == "fall_back" and fallback is None:
+            when_open = "fail"
+        retry = {"attempts": draw(st.integers(1, 3)), "base_ms": 100, "cap_ms": 1_000}
+        steps.append(
+            a_step(
+                name,
+                *needs,
+                input={"fields": {need: {"step": need, "path": "x"} for need in needs}},
+                retry=retry,
+                critical=critical,
+                default=None if critical else draw(st.sampled_from([None, {"x": 0}])),
+                compensate=draw(st.sampled_from([None, {"retry": retry}, {"retry": retry, "agent": "undoer"}])),
+                service=service,
+                when_open=when_open,
+                fallback=fallback,
+                output_schema=draw(st.sampled_from([None, None, {"type": "object"}])),
+            )
+        )
+    return saga(*draw(st.permutations(steps)), deadline_ms=draw(st.sampled_from([None, None, 3_000])))
+
+
+MOVES = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=10, max_size=60)
+
+
+@dataclass
+class Story:
+    """What happened: a log to fold again, with what its first folding gave."""
+
+    driver: Driver
+    effects: list[list[Effect]] = field(default_factory=list)
+    """Per record."""
+
+    @property
+    def log(self) -> list[Record]:
+        return self.driver.log
+
+    def all_effects(self) -> list[Effect]:
+        return [effect for effects in self.effects for effect in effects]
+
+
+class _Watched(Driver):
+    """A driver that keeps the effects of every record, and holds the clock to its rule after each."""
+
+    def __init__(self, definition: Definition) -> None:
+        self.per_record: list[list[Effect]] = []
+        self.newest_ms = 0
+        super().__init__(definition)
+
+    def apply(self, record: Record) -> list[Effect]:
+        effects = super().apply(record)
+        self.per_record.append(effects)
+        state = self.partition.get(WORKFLOW)
+        if state is not None:
+            assert state.now_ms >= self.newest_ms
+            self.newest_ms = state.now_ms
+        return effects
+
+
+def out(driver: Driver) -> list[tuple[str, int, bool]]:
+    """The attempts that are out: (step, attempt, whether it undoes)."""
+    state = driver.state
+    plan = driver.partition.plan_of(state)
+    if plan is None or state.status not in (WorkflowStatus.RUNNING, WorkflowStatus.COMPENSATING):
+        return []
+    found = []
+    for step in state.steps:
+        name = plan.steps[step.index].name
+        if step.status is StepStatus.RUNNING:
+            found.append((name, step.attempt, False))
+        elif step.undo is not None and step.undo.status is UndoStatus.RUNNING:
+            found.append((name, step.undo.attempt, True))
+    return found
+
+
+def happen(driver: Driver, what: int, number: int) -> None:
+    """One event, chosen by numbers against the state as it is."""
+    attempts = out(driver)
+    step, attempt, undo = attempts[number % len(attempts)] if attempts else ("s0", 1 + number % 3, number % 2 == 0)
+    direction = Direction.COMPENSATE if undo else Direction.EXECUTE
+    epoch = driver.partition.epoch
+    driver.now_ms += number
+    if what < 30:
+        driver.done(step, OUTPUTS[number % len(OUTPUTS)], attempt=attempt, undo=undo)
+    elif what < 48:
+        kind = KINDS[number % len(KINDS)]
+        driver.fail(step, kind, attempt=attempt, undo=undo, retry_after_ms=number * 7 if number % 3 == 0 else None)
+    elif what < 54:
+        driver.lose(step, attempt, undo=undo, epoch=epoch)
+    elif what < 58:
+        driver.refuse(step, SERVICE, attempt, epoch=epoch)
+    elif what < 74:
+        driver.wait(number * 20)
+    elif what < 77:
+        driver.cancel()
+    elif what < 82:
+        record = driver.log[number % len(driver.log)]
+        driver.append_raw(record.key, record.value, record.ce_type, record.ce_id)
+    elif what < 85:
+        driver.done(step, attempt=attempt + 1, undo=undo)
+    elif what < 88:
+        driver.append(StepCompleted(step, attempt, direction, "forged", "x"))
+    elif what < 91:
+        driver.lose(step, attempt, undo=undo, epoch=epoch - 1)
+    elif what < 93:
+        driver.fire(list(Timer)[number % len(Timer)], step, attempt, epoch=epoch - 1)
+    elif what < 95:
+        driver.append_raw(WORKFLOW.encode(), b"{", b"sagalog.step-completed.v1")
+    elif what < 97:
+        driver.now_ms -= 2_000  # the broker's clock steps back with a new leader
+    elif what < 98:
+        driver.append(Owned(epoch + 1, f"member-{number}"), key=b"@owner")
+    elif what < 99:
+        driver.append(StepFailed("no-such-step", 1, direction, "t", FailureKind.TERMINAL, "no"))
+    else:
+        driver.start("saga", "again")
+
+
+def tell(definition: Definition, moves: list[tuple[int, int]]) -> Story:
+    driver = _Watched(definition)
+    driver.start("saga", {"x": 0})
+    for what, number in moves:
+        happen(driver, what, number)
+    return Story(driver, driver.per_record)
+
+
+def settle(story: Story) -> None:
+    """Faults stop: every command is answered, every timer fires."""
+    driver = story.driver
+    for _ in range(200):
+        if driver.state.terminal:
+            return
+        for step, attempt, undo in out(driver):
+            driver.done(step, {"x": 1}, attempt=attempt, undo=undo)
+        if not driver.state.terminal:
+            driver.wait(5_000)
+    raise AssertionError(f"still {driver.state.status} although everything was answered")
+
+
+def fold(log: list[Record], *, round_trip: bool = False) -> tuple[list[list[Effect]], list[dict[str, bytes]]]:
+    """Effects and checkpoints after every record."""
+    driver = Driver(round_trip=round_trip)
+    driver.partition = Partition()
+    effects, dumps = [], []
+    for record in log:
+        effects.append(driver.apply(record))
+        dumps.append(driver.dumps())
+    return effects, dumps
+
+
+def story(test: Callable[[Definition, list[tuple[int, int]]], None]) -> Callable[[], None]:
+    return given(definitions(), MOVES)(test)
+
+
+# --- properties
+
+
+@story
+def test_a_checkpoint_after_every_event_changes_nothing(definition: Definition, moves: list[tuple[int, int]]) -> None:
+    log = tell(definition, moves).log
+
+    assert fold(log, round_trip=True) == fold(log)
+
+
+@story
+def test_folding_the_same_log_again_gives_the_same_bytes(definition: Definition, moves: list[tuple[int, int]]) -> None:
+    told = tell(definition, moves)
+    effects, dumps = fold(told.log)
+
+    assert effects == told.effects
+    assert dumps[-1] == told.driver.dumps()
+    assert repr(effects).encode() == repr(told.effects).encode()
+
+
+@given(definitions(), MOVES, st.lists(st.integers(0, 4), min_size=1, max_size=8))
+def test_a_copy_of_an_event_that_counted_changes_nothing(
+    definition: Definition, moves: list[tuple[int, int]], gaps: list[int]
+) -> None:
+    told = tell(definition, moves)
+    spread = [replace(record, offset=record.offset * 1_000) for record in told.log]
+    plain = fold(spread)
+    # Each event that counted is copied, a few records later. Those that were ignored are left out: too early may count later.
+    counted = [place for place, effects in enumerate(told.effects) if not any(isinstance(e, Ignored) for e in effects)]
+    log = list(spread)
+    copies = [0] * len(spread)
+    for turn, place in enumerate(counted):
+        at = min(place + gaps[turn % len(gaps)], len(spread) - 1)
+        copies[at] += 1
+        copy = replace(spread[place], offset=spread[at].offset + copies[at], time_ms=spread[at].time_ms + 10_000)
+        log.append(copy)
+    log.sort(key=lambda record: record.offset)
+
+    effects, dumps = fold(log)
+
+    for record, found in zip(log, effects, strict=True):
+        if record.offset % 1_000 != 0:
+            (effect,) = found
+            assert isinstance(effect, Ignored | ClaimLost | Quarantine)
+    kept = [place for place, record in enumerate(log) if record.offset % 1_000 == 0]
+    assert [effects[place] for place in kept] == plain[0]
+    assert [dumps[place] for place in kept] == plain[1]
+
+
+@story
+def test_every_workflow_ends_once_and_in_order(definition: Definition, moves: list[tuple[int, int]]) -> None:
+    told = tell(definition, moves)
+    settle(told)
+
+    effects = told.all_effects()
+    assert not [effect for effect in effects if isinstance(effect, Quarantine) and effect.stage == "fold"]
+    results = [effect.result for effect in effects if isinstance(effect, Finished)]
+    assert len(results) == 1
+    check_sent(effects)
+    check_moves(effects)
+    check_result(definition, results[0])
+    check_who_undoes(definition, results[0], effects)
+
+
+def check_sent(effects: list[Effect]) -> None:
+    """Each attempt is sent once, with an unbroken count and a token that only it has; nothing goes out after the end."""
+    last = next(place for place, effect in enumerate(effects) if isinstance(effect, Finished))
+    assert not [effect for effect in effects[last:] if isinstance(effect, Dispatch)]
+    sent = [effect.command for effect in effects if isinstance(effect, Dispatch)]
+    assert len({command.command_id for command in sent}) == len(sent)
+    assert len({command.token for command in sent}) == len(sent)
+    attempts: dict[tuple[str, Direction], int] = {}
+    for command in sent:
+        key = command.step, command.direction
+        assert command.attempt == attempts.get(key, 0) + 1
+        attempts[key] = command.attempt
+        assert SEED not in encode(command).decode()
+    undoing = [command.direction is Direction.COMPENSATE for command in sent]
+    assert undoing == sorted(undoing), "a step was sent after the first compensation"
+
+
+def check_moves(effects: list[Effect]) -> None:
+    """Every status follows from the one before by a row of its table."""
+    status: dict[tuple[str | None, bool], str | None] = {}
+    for effect in effects:
+        if not isinstance(effect, Moved):
+            continue
+        key = effect.step, effect.undo
+        if effect.step is None:
+            assert effect.before == status.get(key)
+            assert WORKFLOW_MOVES[effect.before, effect.trigger] == effect.after  # type: ignore[index]
+        elif effect.undo:
+            assert effect.before == status.get(key, UndoStatus.PENDING)
+            assert (effect.before, effect.after) in UNDO_MOVES
+        else:
+            assert effect.before == status.get(key, StepStatus.WAITING)
+            assert (effect.before, effect.after) in STEP_MOVES
+        status[key] = effect.after
+
+
+def may_have_had_an_effect(step: StepRecord) -> bool:
+    """By the step's own agent or by its fallback: it did it, or nobody can say that it did not."""
+    unsaid = {failure["kind"] for failure in step.get("failures", [])} & {"timeout", "lost", "invalid_output"}
+    return step["status"] == "done" or step.get("stand_in", "").startswith("fallback:") or bool(unsaid)
+
+
+def check_who_undoes(definition: Definition, record: ResultRecord, effects: list[Effect]) -> None:
+    """The agent that the compensation names, else the one that was asked last to do it."""
+    specs = {step.name: step for step in definition.steps}
+    asked: dict[str, str] = {}
+    for effect in effects:
+        if not isinstance(effect, Dispatch):
+            continue
+        command = effect.command
+        spec = specs[command.step]
+        if command.direction is Direction.EXECUTE:
+            assert command.agent in (spec.agent, spec.fallback.agent if spec.fallback else None)
+            asked[spec.name] = command.agent
+        else:
+            assert spec.compensate is not None
+            assert command.agent == (spec.compensate.agent or asked[spec.name])
+        assert command.service == (spec.service if command.agent == spec.agent else None)
+    for found in record["steps"]:
+        assert found.get("agent", specs[found["name"]].agent) == asked.get(found["name"], specs[found["name"]].agent)
+
+
+def check_result(definition: Definition, record: ResultRecord) -> None:
+    steps = {step["name"]: step for step in record["steps"]}
+    assert list(steps) == [step.name for step in definition.steps]
+    specs = {step.name: step for step in definition.steps}
+    forward = record["status"] in ("completed", "degraded")
+    # Completion: steps are numbered without a gap, in an order in which their needs come first.
+    order = sorted(step["order"] for step in steps.values() if "order" in step)
+    assert order == list(range(1, len(order) + 1))
+    for name, step in steps.items():
+        if "started_ms" in step:
+            assert all(steps[need]["order"] < step.get("order", 10**9) for need in specs[name].needs)
+    if forward:
+        assert all(step["status"] in ("done", "degraded") for step in steps.values())
+        degraded = [name for name, step in steps.items() if step["status"] == "degraded"]
+        assert [line["step"] for line in record["missing"]] == degraded
+        assert (record["status"] == "degraded") == bool(degraded) == (record["completeness"] < 1.0)
+        assert "failure" not in record
+        assert not [step for step in steps.values() if "undo" in step]
+        return
+    # Compensation: what was done, or may have been, is undone in exact reverse order of completion.
+    assert "output" not in record
+    undone = [step for step in steps.values() if step["undo"]["status"] != "not_needed"]
+    assert [s["name"] for s in sorted(undone, key=lambda s: s["undo"]["order"])] == [
+        s["name"] for s in sorted(undone, key=lambda s: -s["order"])
+    ]
+    assert sorted(s["undo"]["order"] for s in undone) == list(range(1, len(undone) + 1))
+    needed = {
+        name for name, step in steps.items() if specs[name].compensate is not None and may_have_had_an_effect(step)
+    }
+    assert {step["name"] for step in undone} == needed
+    assert all(step["undo"]["status"] in ("done", "failed") for step in undone)
+    failed = any(step["undo"]["status"] == "failed" for step in undone)
+    assert (record["status"] == "compensation_failed") == failed
+    if not failed:
+        kind = record["failure"]["kind"]
+        expected = {"cancelled": "cancelled", "review_needed": "review"}.get(
+            kind, "compensated" if undone else "failed"
+        )
+        assert record["status"] == expected
