@@ -1,0 +1,250 @@
+"""`bench recovery`: kill -9 on an engine with many open workflows; how long until commands go out again.
+
+A run: thousands of workflows whose agents never answer, a part of them in back-off; all in a snapshot. Then a few more
+starts, SIGKILL at once, a new engine at once, and one workflow per partition started while none was there. The first command of
+such a workflow can only come from the new engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import system
+from benchmarks.children import Child, running
+from benchmarks.report import Figure, Report
+from benchmarks.settings import PREPARE_SECONDS_MAX, RECOVER_SECONDS_MAX, BenchError, RecoverySettings
+from benchmarks.topics import delete_topics, make_topics
+from sagalog.engine.client import Client
+from sagalog.schemas.commands import parse_command
+from sagalog.schemas.definitions import Definition, Retry, Step
+from sagalog.schemas.events import TYPE_OF, FailureKind, StepFailed, encode_event
+from sagalog.topics.kafka import KafkaLog
+from sagalog.topics.log import Consumer, Out, Producer, TopicPartition
+from sagalog.topics.partitioner import partition_of
+from sagalog.topics.specs import Topics, all_specs
+
+PER_AGENT_AND_PARTITION_MAX: Final = 600
+"""Below the engine's limit of commands out per agent and partition, so that every workflow's command is out."""
+BACKING_OFF_EVERY: Final = 10
+"""One workflow in so many has failed once and waits for its retry."""
+LATE_STARTS: Final = 200
+"""Workflows started right before the kill, in no snapshot."""
+START_CHUNK: Final = 2_000
+DAY_MS: Final = 24 * 3600 * 1000
+POLL_MS: Final = 20
+SETTLE_SECONDS: Final = 0.1
+
+FIGURES: Final = (
+    "seconds_to_first_command",
+    "seconds_to_all_partitions",
+    "seconds_to_process_up",
+    "seconds_to_assignment",
+    "seconds_loading",
+    "seconds_catching_up",
+)
+
+
+async def recovery(
+    bootstrap: str,
+    settings: RecoverySettings,
+    environment: dict[str, Any],
+    logs: Path,
+    progress: Callable[[str], None],
+) -> Report:
+    """Kills and measures, as often as asked for."""
+    runs: list[Mapping[str, float]] = []
+    for number in range(settings.runs):
+        runs.append(await _run(Topics(f"bench-recovery-{number}"), bootstrap, settings, logs))
+        progress(
+            f"recovery {number + 1}/{settings.runs}: " + ", ".join(f"{name} {runs[-1][name]:.2f}" for name in FIGURES)
+        )
+    return Report(
+        "recovery",
+        {
+            **environment,
+            "partitions": settings.partitions,
+            "payload_bytes": settings.payload_bytes,
+            "open_workflows": settings.workflows,
+            "backing_off": settings.workflows // BACKING_OFF_EVERY,
+            "session_timeout_ms": settings.session_timeout_ms,
+        },
+        settings.runs,
+        {name: Figure("s", [run[name] for run in runs]) for name in FIGURES},
+        notes=(
+            "All from the kill, but loading and catching_up, which are parts of it: to_assignment (the broker holds the "
+            "partitions for the dead member until session_timeout_ms is over; the new process comes up meanwhile), then loading "
+            "(until all partitions have read their checkpoints), then catching_up (until all are live).",
+        ),
+    )
+
+
+async def _run(topics: Topics, bootstrap: str, settings: RecoverySettings, logs: Path) -> Mapping[str, float]:
+    log = KafkaLog(bootstrap)
+    agents = [
+        f"silent-{number}"
+        for number in range(-(-settings.workflows // (settings.partitions * PER_AGENT_AND_PARTITION_MAX)))
+    ]
+    specs = all_specs(agents)
+    arguments = {
+        "bootstrap": bootstrap,
+        "prefix": topics.prefix,
+        "partitions": settings.partitions,
+        "session_timeout_ms": settings.session_timeout_ms,
+    }
+    try:
+        await make_topics(log, topics, specs, settings.partitions)
+        async with Client(log, topics) as client:
+            for agent in agents:
+                await client.register(_definition(agent))
+            commands = await log.read(
+                {TopicPartition(topics.commands(a), n): None for a in agents for n in range(settings.partitions)},
+                committed=False,
+            )
+            try:
+                async with running("engine", arguments, logs) as first:
+                    await first.ready()
+                    await _open_workflows(log, topics, client, commands, agents, settings)
+                    await _snapshot(log, topics, settings.partitions)
+                    await client.start_many(agents[0], _inputs("late", range(LATE_STARTS), settings))
+                    killed_at = await first.kill()
+                async with running("engine", arguments, logs) as second:
+                    return await _recover(client, commands, second, agents[0], killed_at, settings)
+            finally:
+                await commands.close()
+    finally:
+        await log.close()
+        await delete_topics(bootstrap, [topics.name(spec) for spec in specs])
+
+
+def _definition(agent: str) -> Definition:
+    retry = Retry(attempts=5, base_ms=DAY_MS, cap_ms=DAY_MS)
+    return Definition(
+        name=agent,
+        steps=(
+            Step(name="one", agent=agent, retry=retry, start_timeout_ms=DAY_MS),
+            Step(name="two", agent=agent, needs=("one",)),
+        ),
+    )
+
+
+def _inputs(name: str, numbers: range, settings: RecoverySettings) -> dict[str, Any]:
+    value = system.payload(settings.payload_bytes)
+    return {f"{name}-{number}": value for number in numbers}
+
+
+async def _open_workflows(
+    log: KafkaLog,
+    topics: Topics,
+    client: Client,
+    commands: Consumer,
+    agents: list[str],
+    settings: RecoverySettings,
+) -> None:
+    """Starts all, waits until each has its command out, and fails some once."""
+    for number, agent in enumerate(agents):
+        mine = range(number, settings.workflows, len(agents))
+        for at in range(0, len(mine), START_CHUNK):
+            await client.start_many(agent, _inputs("w", mine[at : at + START_CHUNK], settings))
+    producer = await log.producer("bench-failures")
+    try:
+        out = 0
+        async with asyncio.timeout(PREPARE_SECONDS_MAX):
+            while out < settings.workflows:
+                for partition, messages in (await commands.poll(500, START_CHUNK)).items():
+                    failing = [m.value for n, m in enumerate(messages, out) if n % BACKING_OFF_EVERY == 0]
+                    out += len(messages)
+                    await _fail(producer, TopicPartition(topics.events, partition.partition), failing)
+    except TimeoutError:
+        raise BenchError(
+            f"{out:,} of {settings.workflows:,} commands went out within {PREPARE_SECONDS_MAX:g} s"
+        ) from None
+    finally:
+        await producer.close()
+
+
+async def _fail(producer: Producer, events: TopicPartition, values: list[bytes | None]) -> None:
+    failures = []
+    for value in values:
+        command = parse_command(value)
+        failed = StepFailed(
+            command.step, command.attempt, command.direction, command.token, FailureKind.RETRYABLE, "not today"
+        )
+        headers = [("ce_type", TYPE_OF[StepFailed].encode()), ("ce_id", command.command_id.encode())]
+        failures.append(Out(command.workflow_id.encode(), encode_event(failed), headers))
+    await producer.append(*events, failures)
+
+
+async def _snapshot(log: KafkaLog, topics: Topics, partitions: int) -> None:
+    """Waits until the engine's snapshots cover everything: a snapshot's transaction carries the group's offset."""
+    events = [TopicPartition(topics.events, number) for number in range(partitions)]
+    reader = await log.read(dict.fromkeys(events, 0), committed=False)
+    try:
+        async with asyncio.timeout(PREPARE_SECONDS_MAX):
+            while True:
+                ends = await reader.end_offsets(events)
+                covered = await log.committed(topics.engine_group, events)
+                if all(covered.get(partition, (-1, ""))[0] == end for partition, end in ends.items()):
+                    return
+                await asyncio.sleep(SETTLE_SECONDS)
+    except TimeoutError:
+        raise BenchError(f"the engine's snapshots did not reach the end within {PREPARE_SECONDS_MAX:g} s") from None
+    finally:
+        await reader.close()
+
+
+async def _recover(
+    client: Client, commands: Consumer, engine: Child, definition: str, killed_at: float, settings: RecoverySettings
+) -> Mapping[str, float]:
+    probes = _probes(settings.partitions)
+    await client.start_many(definition, dict.fromkeys(probes, system.payload(settings.payload_bytes)))
+    seen = asyncio.create_task(_first_commands(commands, set(probes)))
+    try:
+        up = await engine.next("up", RECOVER_SECONDS_MAX)
+        assigned = await engine.next("assigned", RECOVER_SECONDS_MAX)
+        loaded = await engine.next("loaded", RECOVER_SECONDS_MAX)
+        live = await engine.next("ready", RECOVER_SECONDS_MAX)
+        first, last = await seen
+    finally:
+        seen.cancel()
+        await asyncio.gather(seen, return_exceptions=True)
+    return {
+        "seconds_to_first_command": first - killed_at,
+        "seconds_to_all_partitions": last - killed_at,
+        "seconds_to_process_up": up["at"] - killed_at,
+        "seconds_to_assignment": assigned["at"] - killed_at,
+        "seconds_loading": loaded["at"] - assigned["at"],
+        "seconds_catching_up": live["at"] - loaded["at"],
+    }
+
+
+def _probes(partitions: int) -> list[str]:
+    """One workflow id for each partition."""
+    found: dict[int, str] = {}
+    number = 0
+    while len(found) < partitions:
+        found.setdefault(partition_of(f"probe-{number}".encode(), partitions), f"probe-{number}")
+        number += 1
+    return list(found.values())
+
+
+async def _first_commands(commands: Consumer, probes: set[str]) -> tuple[float, float]:
+    """When the first and the last of the probes' commands was there."""
+    first: float | None = None
+    waiting = {probe.encode() for probe in probes}
+    try:
+        async with asyncio.timeout(RECOVER_SECONDS_MAX):
+            while True:
+                for messages in (await commands.poll(POLL_MS, START_CHUNK)).values():
+                    now = time.monotonic()
+                    found = {message.key for message in messages if message.key in waiting}
+                    if found and first is None:
+                        first = now
+                    waiting -= found
+                if first is not None and not waiting:
+                    return first, time.monotonic()
+    except TimeoutError:
+        raise BenchError(f"{len(waiting)} partitions sent no command within {RECOVER_SECONDS_MAX:g} s") from None

@@ -1,0 +1,58 @@
+"""What a bench is run with, and every limit of the benches. Times are seconds, unless the name says otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+STEPS: Final = 4
+"""Steps of a workflow, one after the other."""
+AGENT: Final = "worker"
+
+LATENCY_SECONDS: Final = 3.0
+LATENCY_WARM_UP_SECONDS: Final = 0.5
+LATENCY_SHARE: Final = 0.2
+LATENCY_RATE_MIN: Final = 40
+WARM_BROKER_SECONDS: Final = 2.0
+SAMPLE_SECONDS: Final = 0.02
+"""How often the load generator asks for the ends of the topics and tops up what is in flight."""
+
+READY_SECONDS_MAX: Final = 60.0
+STOP_SECONDS_MAX: Final = 20.0
+DRAIN_SECONDS_MAX: Final = 120.0
+ANSWER_SECONDS_MAX: Final = 30.0
+PREPARE_SECONDS_MAX: Final = 300.0
+RECOVER_SECONDS_MAX: Final = 300.0
+
+RESULTS_CHECKED: Final = 50
+"""Results read after a run, per partition: a fast engine that fails its workflows is no fast engine."""
+
+
+class BenchError(Exception):
+    """A bench could not be run to its end; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSettings:
+    """Of `floor` and `engine`."""
+
+    runs: int = 3
+    seconds: float = 4.0
+    warm_up_seconds: float = 2.0
+    in_flight: int = 4_000
+    partitions: int = 8
+    payload_bytes: int = 500
+    latency_steps_per_second: int | None = None
+    """None: LATENCY_SHARE of what the slower of the two did while the broker was warmed up."""
+    agent: str = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverySettings:
+    """Of `recovery`."""
+
+    runs: int = 3
+    workflows: int = 20_000
+    partitions: int = 8
+    payload_bytes: int = 500
+    session_timeout_ms: int = 10_000
