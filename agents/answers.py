@@ -11,7 +11,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from sagalog.schemas.codec import check_json
+from sagalog.schemas.codec import check_json, check_raw
 from sagalog.schemas.commands import Command
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import TYPE_OF, FailureKind, StepCompleted, StepFailed, encode_event
@@ -112,15 +112,14 @@ def dump_output(adapter: TypeAdapter[Any], value: Any) -> Any:
     """The JSON of what a handler returned, ready to be put into an event. Raises InvalidOutput."""
     try:
         raw = adapter.dump_json(adapter.validate_python(value), warnings="error")
-        output = orjson.Fragment(raw)
-        check_json(output, "output", PAYLOAD_BYTES_MAX)
+        check_raw(raw, "output", PAYLOAD_BYTES_MAX)
     except ValidationError as error:
         raise InvalidOutput(problems(error, "output")) from None
     except PydanticSerializationError as error:
         raise InvalidOutput(f"output: cannot be written as JSON ({error})") from None
     except InvalidRecord as error:
         raise InvalidOutput(str(error)) from None
-    return output if raw != b"null" else None
+    return orjson.Fragment(raw) if raw != b"null" else None
 
 
 def problems(error: ValidationError, root: str) -> str:

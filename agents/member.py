@@ -167,7 +167,8 @@ class Member:
         return False
 
     async def _commit(self, partitions: Iterable[TopicPartition], *, clean: bool = False) -> None:
-        assert self._consumer is not None
+        if self._consumer is None:
+            return  # the first join revokes nothing, before there is a consumer
         async with asyncio.timeout(COMMIT_TIMEOUT_MS / 1000), self._commit_turn:
             changed: dict[TopicPartition, tuple[int, str]] = {}
             for partition in partitions:

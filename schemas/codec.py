@@ -56,12 +56,20 @@ def check_json(value: Any, what: str, bytes_max: int) -> bytes:
         raw = orjson.dumps(value)
     except (TypeError, orjson.JSONEncodeError) as error:
         raise InvalidRecord(what, f"cannot be written as JSON ({error})") from None
+    check_raw(raw, what, bytes_max)
+    return raw
+
+
+def check_raw(raw: bytes, what: str, bytes_max: int) -> None:
+    """The limits of a payload that was encoded here: size, depth, integers. Raises InvalidRecord; nothing is decoded."""
     if len(raw) > bytes_max:
         raise InvalidRecord(
             what, f"is {len(raw):,} bytes, more than {bytes_max:,}; store it elsewhere and pass a reference"
         )
-    decode(raw, what)
-    return raw
+    if raw.count(b"{") + raw.count(b"[") > JSON_DEPTH_MAX:
+        _check_depth(raw, what, JSON_DEPTH_MAX)
+    if _LONG_DIGITS in raw.translate(_SAME_DIGIT):
+        _check_integers(raw, what)
 
 
 def _check_depth(raw: bytes, what: str, depth_max: int) -> None:

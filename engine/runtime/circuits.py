@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from sagalog.engine.kernel.circuits import CircuitPartition, dump_circuit, restore_circuit
@@ -19,6 +20,8 @@ from .digest import CheckpointsDamaged, Digest
 from .machine import Append, Cut, Ownership
 from .metrics import EngineMetrics
 from .timers import Timers
+
+logger = logging.getLogger(__name__)
 
 
 class CircuitMachine:
@@ -103,7 +106,9 @@ class CircuitMachine:
                 record = outputs.quarantine(message, effect.reason, effect.stage, None, message.timestamp)
                 self._append(self._topics.quarantine, 0, [record])
             case Moved():
-                self._metrics.moved(effect)
+                logger.info(
+                    "circuit %s: %s -> %s (%s)", effect.workflow_id, effect.before, effect.after, effect.trigger
+                )
             case _:
                 raise AssertionError(f"the circuits' fold made a {type(effect).__name__}")
 

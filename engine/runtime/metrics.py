@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from sagalog.engine.kernel.effects import Called, Finished, Ignored, Moved
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-class EngineMetrics:
-    """One engine process's. Children of labelled metrics are kept, so that the hot path looks up no labels."""
+class EngineMetrics(Collector):
+    """One engine process's. The hot path counts in plain integers; they go into the metrics when somebody collects those."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         r = self.registry
+        r.register(self)  # first, so that its `collect` comes before that of the metrics it fills
         self._events = Counter("sagalog_events_folded_total", "Events folded", ["partition"], registry=r)
         self._ignored = Counter(
             "sagalog_events_ignored_total", "Events that changed nothing, by reason", ["reason"], registry=r
@@ -25,18 +33,8 @@ class EngineMetrics:
         self.commands = Counter("sagalog_commands_sent_total", "Commands sent to agents", registry=r)
         self.unsendable = Counter("sagalog_commands_unsendable_total", "Commands that could not be encoded", registry=r)
         self._calls = Counter("sagalog_attempts_total", "Attempts that ended", ["agent", "result"], registry=r)
-        self._attempt_seconds = Histogram(
-            "sagalog_attempt_duration_seconds",
-            "An attempt, as its agent measured it",
-            ["agent"],
-            buckets=_SECONDS,
-            registry=r,
-        )
         self._workflows = Counter(
             "sagalog_workflows_finished_total", "Workflows that ended", ["name", "status"], registry=r
-        )
-        self._workflow_seconds = Histogram(
-            "sagalog_workflow_duration_seconds", "From start to end", ["name"], buckets=_SECONDS, registry=r
         )
         self._compensations = Counter("sagalog_compensations_total", "Undoings that ended", ["status"], registry=r)
         self.timers = Counter("sagalog_timers_fired_total", "Timer events appended", registry=r)
@@ -57,39 +55,68 @@ class EngineMetrics:
         self.pending = Gauge("sagalog_records_pending", "Records sent and not acknowledged", registry=r)
         self.circuit = Gauge("sagalog_circuit_state", "0 closed, 1 half open, 2 open", ["service"], registry=r)
         self.sessions = Counter("sagalog_engine_sessions_total", "Times the engine connected anew", registry=r)
-        self._folded: dict[int, Counter] = {}
-        self._reasons: dict[str, Counter] = {}
-        self._results: dict[tuple[str, bool], Counter] = {}
-        self._durations: dict[str, Histogram] = {}
+        self._attempt_seconds = _Durations(
+            "sagalog_attempt_duration_seconds", "An attempt, as its agent measured it", "agent", r
+        )
+        self._workflow_seconds = _Durations("sagalog_workflow_duration_seconds", "From start to end", "name", r)
+        self._counts: dict[tuple[Counter, tuple[str, ...]], int] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Called before the other metrics are collected: what was counted since goes into them."""
+        counts, self._counts = self._counts, {}
+        for (counter, labels), count in counts.items():
+            (counter.labels(*labels) if labels else counter).inc(count)
+        return iter(())
+
+    def _count(self, counter: Counter, labels: tuple[str, ...], count: int = 1) -> None:
+        key = (counter, labels)
+        self._counts[key] = self._counts.get(key, 0) + count
 
     def folded(self, partition: int, count: int) -> None:
-        child = self._folded.get(partition)
-        if child is None:
-            child = self._folded[partition] = self._events.labels(str(partition))
-        child.inc(count)
+        self._count(self._events, (str(partition),), count)
+
+    def commands_sent(self, count: int) -> None:
+        self._count(self.commands, (), count)
 
     def ignored(self, effect: Ignored) -> None:
-        child = self._reasons.get(effect.reason)
-        if child is None:
-            child = self._reasons[effect.reason] = self._ignored.labels(effect.reason.value)
-        child.inc()
+        self._count(self._ignored, (effect.reason.value,))
 
-    def moved(self, effect: Moved) -> None:
-        if effect.undo and effect.after in ("done", "failed"):
-            self._compensations.labels(effect.after).inc()
+    def undone(self, effect: Moved) -> None:
+        if effect.after in ("done", "failed"):
+            self._count(self._compensations, (effect.after,))
 
     def called(self, effect: Called) -> None:
-        key = (effect.agent, effect.ok)
-        child = self._results.get(key)
-        if child is None:
-            child = self._results[key] = self._calls.labels(effect.agent, "ok" if effect.ok else "failed")
-            self._durations.setdefault(effect.agent, self._attempt_seconds.labels(effect.agent))
-        child.inc()
-        self._durations[effect.agent].observe(effect.duration_ms / 1000)
+        self._count(self._calls, (effect.agent, "ok" if effect.ok else "failed"))
+        self._attempt_seconds.observe(effect.agent, effect.duration_ms / 1000)
 
     def finished(self, effect: Finished) -> None:
         result = effect.result
         # A rejected start may carry any name; labels must stay few.
         name = result["name"] if result["status"] != "rejected" else "-"
-        self._workflows.labels(name, str(result["status"])).inc()
-        self._workflow_seconds.labels(name).observe((result["finished_ms"] - result["started_ms"]) / 1000)
+        self._count(self._workflows, (name, str(result["status"])))
+        self._workflow_seconds.observe(name, (result["finished_ms"] - result["started_ms"]) / 1000)
+
+
+class _Durations(Collector):
+    """A histogram by one label. prometheus_client's own takes a lock and a label lookup at every observation (3 us of 90)."""
+
+    def __init__(self, name: str, documentation: str, label: str, registry: CollectorRegistry) -> None:
+        self._name, self._documentation, self._label = name, documentation, label
+        self._buckets: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+        registry.register(self)
+
+    def observe(self, label: str, seconds: float) -> None:
+        buckets = self._buckets.get(label)
+        if buckets is None:
+            buckets = self._buckets[label] = [0] * (len(_SECONDS) + 1)
+            self._sums[label] = 0.0
+        buckets[bisect_left(_SECONDS, seconds)] += 1
+        self._sums[label] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._documentation, labels=[self._label])
+        for label, buckets in self._buckets.items():
+            bounds = [*map(str, _SECONDS), "+Inf"]
+            family.add_metric([label], list(zip(bounds, accumulate(buckets), strict=True)), self._sums[label])
+        yield family

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import cache
 from typing import Any, Final
 
 from sagalog.engine.kernel.effects import DeadLettered, Dispatch, Finished, ReviewNeeded
@@ -24,9 +25,14 @@ VALUE_BYTES_MAX: Final = RECORD_BYTES_MAX - 8_192
 Headers = list[tuple[str, bytes]]
 
 
+@cache
+def _type_header(ce_type: str) -> tuple[str, bytes]:
+    return "ce_type", ce_type.encode()
+
+
 def headers(ce_type: str, ce_id: str, trace: str | None = None) -> Headers:
     """CloudEvents attributes in binary mode, and the trace context where there is one."""
-    found = [_VERSION, ("ce_type", ce_type.encode()), _SOURCE, ("ce_id", ce_id.encode()), _JSON]
+    found = [_VERSION, _type_header(ce_type), _SOURCE, ("ce_id", ce_id.encode()), _JSON]
     if trace is not None:
         found.append(("traceparent", trace.encode()))
     return found

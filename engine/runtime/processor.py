@@ -118,7 +118,8 @@ class Processor:
         if begin > self.position:
             raise CheckpointsDamaged(
                 f"{self.input.topic}/{self.input.partition} begins at offset {begin}, but the checkpoints end at "
-                f"{self.position - 1}: retention deleted events that were never folded; restore them, and keep events longer (retention.ms)"
+                f"{self.position - 1}: retention deleted events that were never folded; restore them, and keep events "
+                "longer (retention.ms)"
             )
 
     async def _read_checkpoints(self) -> None:

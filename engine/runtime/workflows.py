@@ -81,6 +81,8 @@ class WorkflowMachine:
         self._outcomes = Outcomes(partition)
         self._outcomes_flushed_ms = 0
         self._outbox: dict[str, Dispatch] = {}
+        self._commands: dict[str, list[Out]] = {}
+        """Per agent the commands that this batch of records caused; they go out together."""
         self._backlog: list[tuple[str, Out]] = []
         """Results, dead letters, reviews, quarantined records of the records folded before this owner was live."""
         self._to_stop: list[tuple[str, str, str]] = []
@@ -224,6 +226,7 @@ class WorkflowMachine:
         self._metrics.folded(self._partition, len(messages))
         self._settle_touched()
         if self._live:
+            self._send_commands()
             self._send_backlog()
             if self._outcomes.full():
                 self.flush(self._now_ms)
@@ -232,7 +235,8 @@ class WorkflowMachine:
         for effect in effects:
             match effect:
                 case Moved():
-                    self._metrics.moved(effect)
+                    if effect.undo:
+                        self._metrics.undone(effect)
                 case Answered(command_id=answered):
                     self._losses.answered(answered)
                     self.gate.answered(answered)
@@ -287,11 +291,10 @@ class WorkflowMachine:
             message = f"{size}; bind less to the step's input"
             self._lose(command.command_id, self._watched(effect), message, FailureKind.INVALID_INPUT)
             return
-        self._append(self._topics.commands(command.agent), self._partition, [record])
+        self._commands.setdefault(command.agent, []).append(record)
         self._losses.watch(
             command.command_id, self._watched(effect), self._monotonic_ms + effect.patience_ms + LOSS_GRACE_MS
         )
-        self._metrics.commands.inc()
 
     @staticmethod
     def _watched(effect: Dispatch) -> Watched:
@@ -323,6 +326,12 @@ class WorkflowMachine:
         self._dirty.update(touched)
         touched.clear()
 
+    def _send_commands(self) -> None:
+        for agent, found in self._commands.items():
+            self._append(self._topics.commands(agent), self._partition, found)
+            self._metrics.commands_sent(len(found))
+        self._commands.clear()
+
     def _send_backlog(self) -> None:
         """Everything but commands, batched per topic."""
         for workflow_id, origin, reason in self._to_stop:
@@ -343,6 +352,7 @@ class WorkflowMachine:
         outbox, self._outbox = self._outbox, {}
         for effect in outbox.values():
             self._dispatch(effect)
+        self._send_commands()
         self._send_backlog()
 
     # --- what is seen outside the log
@@ -362,6 +372,7 @@ class WorkflowMachine:
         if self.gate.held:
             for effect in self.gate.release(now_ms):
                 self._send(effect)
+            self._send_commands()
         if now_ms - self._outcomes_flushed_ms >= OUTCOME_FLUSH_MS:
             self.flush(now_ms)
 

@@ -168,7 +168,8 @@ class KafkaServer:
             self._format()
 
     def _format(self) -> None:
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # A leading "-" would be taken for an option.
+        cluster_id = "S" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
         tool = ("kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(self._config))
         spec = ServerSpec(
             name=f"{NAME}'s formatting of {self.data}",

@@ -1,4 +1,4 @@
-"""The unit tests' hypothesis profiles: `sagalog` is bounded and repeatable, `hunt` looks for new failures for minutes.
+"""The unit tests' hypothesis profiles: `sagalog` is bounded and repeatable, `hunt` tries 1,000 random examples a test.
 
 SAGALOG_HYPOTHESIS=hunt pytest tests/unit/kernel/test_properties.py
 """
