@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from sagalog.engine.client import TopicsMissing
 from sagalog.engine.kernel.effects import (
     DeadLettered,
     Dispatch,
@@ -26,7 +27,7 @@ from sagalog.engine.kernel.state import dump
 from sagalog.engine.runtime.digest import Digest
 from sagalog.engine.runtime.outputs import result, to_record
 from sagalog.schemas.codec import decode_object, encode
-from sagalog.schemas.errors import SagalogError
+from sagalog.schemas.errors import InvalidRecord, SagalogError
 from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY
 from sagalog.topics.log import Consumer, Log, Message, TopicPartition
 from sagalog.topics.partitioner import partition_of
@@ -89,7 +90,7 @@ async def verify(
     """Folds every partition again and compares. Raises LogError, LogTruncated."""
     partitions = await log.partitions(topics.events)
     if partitions is None:
-        raise SagalogError(f"topic {topics.events} does not exist; make the topics with: sagalog topics create")
+        raise TopicsMissing(f"topic {topics.events} does not exist; make the topics with: sagalog topics create")
     return [await _verify_partition(log, topics, number, rows, progress) for number in range(partitions)]
 
 
@@ -146,7 +147,10 @@ async def _read_checkpoints(
 def _without_annotation(value: bytes) -> bytes:
     if b'"withheld":' not in value:
         return value
-    document = decode_object(value)
+    try:
+        document = decode_object(value)
+    except InvalidRecord:
+        return value  # it is reported as what it is when it is compared
     document.pop("withheld", None)
     return encode(document)
 
@@ -169,10 +173,7 @@ def _compare_checkpoints(
         if found is None:
             _note(differ, f"workflow {workflow_id}: no checkpoint; the fold says {state.status}")
         elif found != raw:
-            _note(
-                differ,
-                f"workflow {workflow_id}: its checkpoint differs in {_paths(decode_object(found), decode_object(raw))}",
-            )
+            _note(differ, f"workflow {workflow_id}: its checkpoint {_difference(found, raw)}")
         else:
             report.checkpoints += 1
     report.workflows = len(digest)
@@ -193,7 +194,15 @@ async def _compare_results(
     found: dict[str, dict[str, Any]] = {}
     async for message in _read(log, TopicPartition(topics.results, report.partition), None, None):
         if message.key is not None and message.value is not None:
-            document = decode_object(message.value)
+            try:
+                document = decode_object(message.value)
+            except InvalidRecord as error:
+                name = message.key.decode(errors="replace")
+                _note(
+                    report.differences,
+                    f"workflow {name}: its result at offset {message.offset} cannot be read: {error}",
+                )
+                continue
             if document.get("at_offset", 0) <= report.marker_offset:
                 found[message.key.decode(errors="replace")] = document
     for workflow_id, record in expected.items():
@@ -223,6 +232,14 @@ def _note(differences: list[str], line: str) -> None:
         differences.append(line)
     elif len(differences) == DIFFERENCES_SHOWN_MAX:
         differences.append("and more; only the first are listed")
+
+
+def _difference(found: bytes, expected: bytes) -> str:
+    try:
+        document = decode_object(found)
+    except InvalidRecord as error:
+        return f"cannot be read: {error}"
+    return f"differs in {_paths(document, decode_object(expected))}"
 
 
 def _paths(found: Any, expected: Any, path: str = "") -> str:
@@ -257,7 +274,7 @@ async def replay(log: Log, topics: Topics, workflow_id: str) -> tuple[list[Step]
     """Every event of the workflow, folded again, and the state at the end (None: the log knows no such workflow)."""
     partitions = await log.partitions(topics.events)
     if partitions is None:
-        raise SagalogError(f"topic {topics.events} does not exist; make the topics with: sagalog topics create")
+        raise TopicsMissing(f"topic {topics.events} does not exist; make the topics with: sagalog topics create")
     key = workflow_id.encode()
     fold = Partition()
     steps: list[Step] = []
@@ -268,9 +285,10 @@ async def replay(log: Log, topics: Topics, workflow_id: str) -> tuple[list[Step]
         if message.key != key and not (message.key or b"").startswith(b"@"):
             continue
         fold.apply(to_record(message), effects)
-        mine = [effect for effect in effects if _concerns(effect, workflow_id)]
+        own = message.key == key
+        mine = [effect for effect in effects if _concerns(effect, workflow_id, own)]
         effects.clear()
-        if message.key != key and not mine:
+        if not own and not mine:
             continue
         for effect in mine:
             if isinstance(effect, Finished):
@@ -282,7 +300,8 @@ async def replay(log: Log, topics: Topics, workflow_id: str) -> tuple[list[Step]
     return steps, last_result or dict(dump(state, fold.plan_of(state)))
 
 
-def _concerns(effect: Effect, workflow_id: str) -> bool:
+def _concerns(effect: Effect, workflow_id: str, own: bool) -> bool:
+    """Whether an effect is the workflow's. One that names no workflow is, when its event was the workflow's `own`."""
     match effect:
         case Moved():
             return effect.workflow_id == workflow_id
@@ -297,7 +316,7 @@ def _concerns(effect: Effect, workflow_id: str) -> bool:
         case Quarantine():
             return effect.workflow_id == workflow_id
         case _:
-            return True
+            return own
 
 
 def _step(message: Message, effects: list[Effect]) -> Step:

@@ -19,13 +19,13 @@ JSON_INTEGER_MIN: Final = -(2**63)
 
 PAYLOAD_BYTES_MAX: Final = 262_144
 """One workflow input or one step output, encoded."""
-STATE_BYTES_MAX: Final = 600_000
+STATE_BYTES_MAX: Final = 500_000
 """Payloads and failures that one workflow's state may hold: its checkpoint must fit into one record of RECORD_BYTES_MAX."""
 RECORD_BYTES_MAX: Final = 1_000_000
 """One record with key and headers. A larger one would be refused by the broker and kill the idempotent producer."""
 
 DEFINITION_BYTES_MAX: Final = 262_144
-STEPS_MAX: Final = 200
+STEPS_MAX: Final = 100
 NEEDS_MAX: Final = 50
 ATTEMPTS_MAX: Final = 100
 TIMEOUT_MS_MAX: Final = 7 * 24 * 3600 * 1000

@@ -82,7 +82,7 @@ class _progress:
     def __init__(self, quiet: bool) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(), console=err, transient=True, disable=quiet,
+            TimeRemainingColumn(), console=err, transient=True, disable=quiet or not err.is_terminal,
         )  # fmt: skip
         self._tasks: dict[str, Any] = {}
 

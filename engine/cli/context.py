@@ -16,6 +16,7 @@ import uvloop
 
 from sagalog.engine.client import Client
 from sagalog.infra.settings import Settings, load_settings
+from sagalog.infra.tuning import tune_garbage_collector
 from sagalog.schemas.errors import SagalogError
 from sagalog.topics.kafka import KafkaLog, KafkaSecurity
 from sagalog.topics.specs import Topics
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from sagalog.engine.projection.postgres import PostgresSql
 
 T = TypeVar("T")
+
+STOP_TIMEOUT_S: Final = 30.0
 
 DEV_DIR: Final = Path(".sagalog")
 DEV_FILE: Final = "dev.json"
@@ -127,7 +130,8 @@ async def open_sql(found: Settings) -> AsyncIterator[PostgresSql]:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a command's coroutine on uvloop."""
+    """Runs a command's coroutine on uvloop. What its clients log about retries is not the user's business."""
+    set_up_logging("WARNING")
     return uvloop.run(work)
 
 
@@ -145,9 +149,25 @@ def run_until_stopped(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
-        await work(stop)
+        tune_garbage_collector()
+        await _bounded_stop(work, stop)
 
     uvloop.run(main())
+
+
+async def _bounded_stop(work: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event) -> None:
+    """Runs the work; once `stop` is set it has STOP_TIMEOUT_S. A client whose broker is gone may otherwise wait for it."""
+    task = asyncio.ensure_future(work(stop))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    done, _ = await asyncio.wait({task}, timeout=STOP_TIMEOUT_S)
+    if not done:
+        logging.getLogger(__name__).error(
+            "the process did not stop within %g s and ends as it is; the log has everything", STOP_TIMEOUT_S
+        )
+        os._exit(1)
+    task.result()
 
 
 def set_up_logging(level: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -55,14 +56,15 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any
     out.print(shown)
 
 
-def cell(value: Any) -> str:
+def cell(value: Any) -> Text:
+    """One value of a table. A text of its own, so that brackets in messages of agents are not taken for markup."""
     if value is None:
-        return ""
+        return Text()
     if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    text = str(value).replace("[", r"\[")
-    style = STATUS_STYLE.get(text) or ("red" if text in ("failed", "rejected", "compensation_failed", "open") else None)
-    return f"[{style}]{text}[/{style}]" if style else text
+        return Text(value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"))
+    text = str(value)
+    style = STATUS_STYLE.get(text) or ("red" if text in ("failed", "rejected", "compensation_failed", "open") else "")
+    return Text(text, style)
 
 
 def at(ms: int) -> str:

@@ -6,15 +6,18 @@ import asyncio
 import json as json_module
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from sagalog.engine.runtime.engine import Engine
 from sagalog.infra.clock import SystemClock, SystemRng
+from sagalog.infra.errors import InfraError
 from sagalog.infra.settings import Settings, load_settings
+from sagalog.schemas.definitions import Definition
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.provision import provision
 from sagalog.topics.specs import all_specs
@@ -32,6 +35,15 @@ from .context import (
     topics_of,
 )
 from .output import err, out
+from .setup import load_definition
+
+if TYPE_CHECKING:
+    from sagalog.agents.agent import AnyAgent
+
+
+class MetricsPortError(InfraError):
+    """Metrics cannot be served where the settings say."""
+
 
 AgentNames = Annotated[
     list[str], typer.Argument(help="module:name of an agent, or of a list of agents; several allowed.")
@@ -66,10 +78,11 @@ def agent(names: AgentNames) -> None:
     """
     found = settings()
     set_up_logging(found.log_level)
+    loaded = _load_agents(names)
 
     async def work(stop: asyncio.Event) -> None:
         async with open_log(found) as log:
-            await _run_agents(log, found, names, stop, found.metrics_port)
+            await _run_agents(log, found, loaded, stop, found.metrics_port)
 
     run_until_stopped(work)
 
@@ -110,17 +123,22 @@ def dev(
     """Run everything in one process, with an embedded Kafka and PostgreSQL where none is named.
 
     Other commands in this directory find it by themselves.
-    Example: sagalog dev --agent sagalog.agents.invoices.saga:agents --definition sagalog.agents.invoices.saga:definition
+
+    \b
+    Example: sagalog dev --agent sagalog.agents.invoices.saga:agents \\
+                 --definition sagalog.agents.invoices.saga:definition
     """
     found = load_settings()
     set_up_logging("WARNING" if found.log_level == "INFO" else found.log_level)
+    # First of all: who names them wrongly should not wait for servers to start.
+    loaded = _Loaded(_load_agents(agents or []), [load_definition(source) for source in definitions or []])
     from sagalog.infra.embedded.stack import EmbeddedStack
 
     needs_kafka, needs_postgres = found.bootstrap is None, found.postgres is None
     directory = dev_directory(found)
     directory.mkdir(parents=True, exist_ok=True)
     if not needs_kafka and not needs_postgres:
-        _dev(found, directory, agents or [], definitions or [])
+        _dev(found, directory, loaded)
         return
     out.print("Starting the embedded servers…", style="dim")
     with EmbeddedStack(
@@ -135,14 +153,25 @@ def dev(
             addresses["bootstrap"] = stack.bootstrap
         if needs_postgres:
             addresses["postgres"] = stack.postgres
-        _dev(load_settings(**addresses), directory, agents or [], definitions or [])
+        _dev(load_settings(**addresses), directory, loaded)
 
 
-def _dev(found: Settings, directory: Path, agents: list[str], definitions: list[str]) -> None:
-    from .setup import load_definition
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What `dev` was asked to run besides its own."""
 
-    loaded = [load_definition(source) for source in definitions]
+    agents: list[AnyAgent]
+    definitions: list[Definition]
 
+
+def _load_agents(names: list[str]) -> list[AnyAgent]:
+    # Imported here: the commands that run no agents should not wait for them.
+    from sagalog.agents import load_agents
+
+    return [one for name in names for one in load_agents(name)]
+
+
+def _dev(found: Settings, directory: Path, loaded: _Loaded) -> None:
     async def work(stop: asyncio.Event) -> None:
         from sagalog.engine.client import Client
 
@@ -153,12 +182,15 @@ def _dev(found: Settings, directory: Path, agents: list[str], definitions: list[
                 "projector": lambda stop: _run_projector(log, found, stop, None),
                 "watch": lambda stop: _run_watch(found, stop),
             }
-            if agents:
-                tasks["agents"] = lambda stop: _run_agents(log, found, agents, stop, None)
-            if loaded:
+            if loaded.agents:
+                tasks["agents"] = lambda stop: _run_agents(log, found, loaded.agents, stop, None)
+            if loaded.definitions:
                 async with Client(log, topics_of(found)) as client:
-                    for definition in loaded:
-                        out.print(f"definition  {definition.name}@{await client.register(definition)}", markup=False)
+                    for definition in loaded.definitions:
+                        out.print(
+                            f"definition  {definition.name}@{await client.register(definition, replication=found.replication)}",
+                            markup=False,
+                        )
             _announce(found, directory)
             try:
                 await _together(tasks, stop)
@@ -217,11 +249,10 @@ async def _run_engine(log: KafkaLog, found: Settings, stop: asyncio.Event, metri
 
 
 async def _run_agents(
-    log: KafkaLog, found: Settings, names: list[str], stop: asyncio.Event, metrics_port: int | None
+    log: KafkaLog, found: Settings, agents: list[AnyAgent], stop: asyncio.Event, metrics_port: int | None
 ) -> None:
-    from sagalog.agents import AgentHost, load_agents
+    from sagalog.agents import AgentHost
 
-    agents = [one for name in names for one in load_agents(name)]
     serve_metrics(metrics_port, REGISTRY, "agent host")
     await AgentHost(agents, log, topics_of(found), clock=SystemClock(), rng=SystemRng()).run(stop)
 
@@ -248,5 +279,11 @@ def serve_metrics(port: int | None, registry: CollectorRegistry, what: str) -> N
     """Serves Prometheus metrics on a port of this host; 0 takes a free one, None serves none."""
     if port is None:
         return
-    server, _ = start_http_server(port, registry=registry)
+    try:
+        server, _ = start_http_server(port, registry=registry)
+    except OSError as error:
+        raise MetricsPortError(
+            f"metrics of the {what} cannot be served on port {port} ({error.strerror}): "
+            "set SAGALOG_METRICS_PORT to another one, to 0 for a free one, or leave it out"
+        ) from None
     err.print(f"metrics of the {what}: http://127.0.0.1:{server.server_port}/metrics", style="dim", markup=False)

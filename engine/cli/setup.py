@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sagalog.schemas.definitions import Definition, parse_definition
-from sagalog.schemas.errors import InvalidDefinition
+from sagalog.schemas.errors import InvalidDefinition, SagalogError
 from sagalog.topics.provision import check, provision
 from sagalog.topics.specs import all_specs
 
@@ -61,7 +61,10 @@ def topics_create(
 
 @topics_app.command("list")
 def topics_list(json: Json = False) -> None:
-    """What each topic holds, and how it is. Exits 1 when one is missing or does not fit."""
+    """What each topic holds, and how it is. Exits 1 when one is missing or does not fit.
+
+    Example: sagalog topics list --json
+    """
 
     async def work() -> tuple[list[dict[str, Any]], list[str]]:
         found = settings()
@@ -104,6 +107,7 @@ Source = Annotated[str, typer.Argument(help="A JSON file, or module:name of a De
 def definitions_check(source: Source, json: Json = False) -> None:
     """Say whether a definition can run, and if not, what is wrong where. Exits 2 when it cannot.
 
+    \b
     Examples: sagalog definitions check invoice.json
               sagalog definitions check sagalog.agents.invoices.saga:definition
     """
@@ -136,7 +140,10 @@ def definitions_register(source: Source, json: Json = False) -> None:
 
 @definitions_app.command("list")
 def definitions_list(json: Json = False) -> None:
-    """All registered definitions, the newest of a name last."""
+    """All registered definitions, the newest of a name last.
+
+    Example: sagalog definitions list
+    """
 
     async def work() -> list[Definition]:
         async with open_client(settings()) as client:
@@ -155,7 +162,10 @@ def definitions_list(json: Json = False) -> None:
 
 @definitions_app.command("show")
 def definitions_show(name: Annotated[str, typer.Argument(help="A name, or name@hash.")]) -> None:
-    """A registered definition, as JSON."""
+    """A registered definition, as JSON.
+
+    Example: sagalog definitions show invoice
+    """
 
     async def work() -> Definition:
         async with open_client(settings()) as client:
@@ -173,13 +183,19 @@ def load_definition(source: str) -> Definition:
         except OSError as error:
             raise NotFound(f"{source} cannot be read ({error.strerror}); name a JSON file or module:name") from None
     module, colon, name = source.partition(":")
-    if not colon:
+    if not (module and colon and name):
         raise NotFound(f"{source!r} is neither a file nor module:name, such as sagalog.agents.invoices.saga:definition")
     sys.path.insert(0, "")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise NotFound(f"{source}: {error}") from None
+        raise NotFound(
+            f"{source}: {error}; check the spelling, and that it can be imported from this directory"
+        ) from None
+    except SagalogError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the module is the user's own, and may fail with anything
+        raise InvalidDefinition(source, f"importing {module} failed with {type(error).__name__}: {error}") from None
     if not isinstance(found, Definition):
         raise InvalidDefinition(source, f"is a {type(found).__name__}, not a Definition")
     return found

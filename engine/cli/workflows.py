@@ -46,6 +46,7 @@ def start(
 ) -> None:
     """Start a workflow. A second start with the same id changes nothing.
 
+    \b
     Examples: sagalog start invoice -i '{"file": "a.png"}' --id invoice-1
               sagalog start invoice -i @input.json --wait 60
     """
@@ -271,5 +272,10 @@ def read_input(text: str) -> Any:
         except OSError as error:
             raise InvalidRecord("--input", f"{text[1:]} cannot be read ({error.strerror})") from None
     else:
-        raw = text.encode()
+        # Bytes that are not UTF-8 come from the shell as half surrogate pairs; as bytes again, they are named as what they are.
+        raw = text.encode(errors="surrogateescape")
+    if len(raw) > PAYLOAD_BYTES_MAX:
+        raise InvalidRecord(
+            "--input", f"is more than {PAYLOAD_BYTES_MAX:,} bytes; store it elsewhere and pass a reference"
+        )
     return decode(raw, "--input")

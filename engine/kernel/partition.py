@@ -138,17 +138,18 @@ class Partition:
 
     def _apply(self, workflow_id: str | None, event: Event, record: Record, effects: list[Effect]) -> None:
         match event:
+            case StepCompleted() | StepFailed() | WorkflowStarted() | CancelRequested():
+                pass  # first: these are nearly all
             case Owned():
                 self._owned(event, effects)
                 return
             case DefinitionRegistered():
                 self._registered(event, record, effects)
                 return
-            case TimerFired() | AttemptLost() | AttemptRefused() | Quarantined() if event.epoch != self.epoch:
-                effects.append(Ignored(Reason.OLD_EPOCH, type(event).__name__))
-                return
-            case _:
-                pass
+            case TimerFired() | AttemptLost() | AttemptRefused() | Quarantined():
+                if event.epoch != self.epoch:
+                    effects.append(Ignored(Reason.OLD_EPOCH, type(event).__name__))
+                    return
         if workflow_id is None:
             effects.append(Quarantine(None, "key: is missing; the key of an event is its workflow's id", "decode"))
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made per record, and freezing doubles what that costs
 class Record:
     """One record of `events` or `outcomes`. `time_ms` is the broker's LogAppendTime."""
 

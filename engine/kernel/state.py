@@ -184,7 +184,11 @@ class WorkflowState:
         """When the next of the workflow's own timers is due; NEVER without one. Milliseconds since the epoch."""
         match self.status:
             case WorkflowStatus.RUNNING:
-                return min(self.deadline_ms, min((s.retry_at_ms for s in self.steps), default=NEVER))
+                due_ms = self.deadline_ms
+                for step in self.steps:
+                    if step.retry_at_ms < due_ms:
+                        due_ms = step.retry_at_ms
+                return due_ms
             case WorkflowStatus.COMPENSATING:
                 return min((s.undo.retry_at_ms for s in self.steps if s.undo is not None), default=NEVER)
             case WorkflowStatus.QUARANTINED:

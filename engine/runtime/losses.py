@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .limits import LOSS_TICK_MS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Watched:
     """One attempt that is out; with `step` None, all attempts of a workflow that was out when it was taken over."""
 

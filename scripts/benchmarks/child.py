@@ -19,6 +19,7 @@ import uvloop
 from benchmarks import raw, system
 from benchmarks.latency import Latency
 from benchmarks.settings import STOP_SECONDS_MAX
+from sagalog.infra.tuning import tune_garbage_collector
 
 
 def say(event: str, **more: Any) -> None:
@@ -73,6 +74,7 @@ async def _answer(latency: Latency, stop: asyncio.Event) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("sagalog").setLevel(logging.INFO)
+    tune_garbage_collector()  # as every process that the command line starts; the floor's, too
     say("up")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(ROLES[sys.argv[1]], json.loads(sys.argv[2])))

@@ -6,9 +6,9 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 from rich.console import Console
@@ -25,6 +25,7 @@ from benchmarks.settings import (
     PipelineSettings,
     RecoverySettings,
 )
+from benchmarks.start import start
 from benchmarks.system import PAYLOAD_FRAME
 from sagalog.infra.embedded.stack import EmbeddedStack
 from sagalog.schemas.errors import SagalogError
@@ -39,7 +40,8 @@ Measures sagalog on an embedded Kafka of its own, which is gone afterwards.
   floor     a bare aiokafka loop without logic: events in, commands out, agent back (batches, idempotent producers)
   engine    the real engine and agent host, in turn with the floor; ratios are taken within neighbouring pairs
   recovery  kill -9 with many open workflows: seconds until the first command goes out again
-  all       engine and recovery
+  start     seconds until the embedded servers answer
+  all       engine, recovery and start
 """
 EXAMPLES: Final = """\
 examples:
@@ -84,21 +86,31 @@ def _measure(options: argparse.Namespace) -> Report:
         # In there they go with the stack, even when this process is killed.
         logs = stack.directory / "bench"
         logs.mkdir()
+        found = environment.describe(stack)
         try:
-            return runner.run(_run(options, stack, logs, lambda line: say(line, style="dim")))
+            report = runner.run(_run(options, stack, logs, found, lambda line: say(line, style="dim")))
         except BenchError:
             say(last_words(logs), style="dim")
             raise
+    if options.name in ("start", "all"):
+        # After the broker above has ended: it would slow down those that are measured.
+        started = start(options.runs, found, lambda line: say(line, style="dim"))
+        report = started if report is None else merged(options.name, [report, started])
+    assert report is not None
+    return report
 
 
 async def _run(
-    options: argparse.Namespace, stack: EmbeddedStack, logs: Path, progress: Callable[[str], None]
-) -> Report:
+    options: argparse.Namespace,
+    stack: EmbeddedStack,
+    logs: Path,
+    found: Mapping[str, Any],
+    progress: Callable[[str], None],
+) -> Report | None:
     task = asyncio.current_task()
     assert task is not None
     for number in INTERRUPTS:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    found = environment.describe(stack)
     pipelined = PipelineSettings(
         runs=options.runs,
         seconds=options.seconds,
@@ -122,6 +134,8 @@ async def _run(
         reports.append(await pipeline.engine(stack.bootstrap, pipelined, found, logs, progress))
     if options.name in ("recovery", "all"):
         reports.append(await recovery(stack.bootstrap, recovering, found, logs, progress))
+    if not reports:
+        return None
     return reports[0] if len(reports) == 1 else merged(options.name, reports)
 
 
@@ -134,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     pipelined, recovering = PipelineSettings(), RecoverySettings()
-    parser.add_argument("name", metavar="NAME", choices=("floor", "engine", "recovery", "all"), help="see above")
+    parser.add_argument(
+        "name", metavar="NAME", choices=("floor", "engine", "recovery", "start", "all"), help="see above"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add = parser.add_argument
     add("--runs", type=_whole(1, 100), default=pipelined.runs, help="runs, or pairs of runs (default: %(default)s)")

@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "no_name": ({"steps": [{"name": "a", "agent": "a"}]}, "name", "required"),
     "no_steps": ({"name": "saga"}, "steps", "required"),
     "an_empty_list_of_steps": (document(), "steps", "at least 1"),
-    "too_many_steps": (document(*({"name": f"s{n}"} for n in range(limits.STEPS_MAX + 1))), "steps", "at most 200"),
+    "too_many_steps": (document(*({"name": f"s{n}"} for n in range(limits.STEPS_MAX + 1))), "steps", "at most 100"),
     "too_many_needs": (document({"name": "a", "needs": ["b"] * 51}), "steps.0.needs", "at most 50"),
     "a_name_in_capitals": (document({"name": "A"}), "steps.0.name", "match pattern"),
     "a_name_with_a_newline": (document({"name": "a\n"}), "steps.0.name", "match pattern"),
@@ -213,7 +213,7 @@ def test_the_builder_refuses_the_same() -> None:
 
 
 def test_the_builder_names_the_place_of_a_wrong_shape() -> None:
-    with pytest.raises(InvalidDefinition, match="at most 2000") as raised:
+    with pytest.raises(InvalidDefinition, match="at most 1000") as raised:
         Definition(name="saga", description="x" * 2_001, steps=SMALL.steps)
 
     assert raised.value.field == "description"

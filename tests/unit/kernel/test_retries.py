@@ -260,8 +260,8 @@ def test_an_output_beyond_the_workflows_payload_limit_is_invalid() -> None:
 
 def test_failures_never_fill_the_state_beyond_what_a_checkpoint_can_hold() -> None:
     driver = Driver(saga(step("fill"), step("a", retry={"attempts": 50, "base_ms": 1, "cap_ms": 1})))
-    driver.start("saga", "x" * 250_000)
-    driver.done("fill", "x" * 249_000)
+    driver.start("saga", "x" * 200_000)
+    driver.done("fill", "x" * 199_000)
     kept = []
     for attempt in range(1, 20):
         driver.fail("a", attempt=attempt, message=str(attempt), details="x" * 15_000)

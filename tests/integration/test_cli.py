@@ -1,0 +1,587 @@
+"""The command line as a user meets it: the README's example, word for word, by processes of its own in an empty directory.
+
+One `sagalog dev` serves the module; it takes the session's stack instead of starting a second one. The other commands find it by
+the file that it leaves. Every command starts an interpreter, so a test calls few of them and looks at all that they print.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from sagalog.engine.projection.sql import schema_name
+from sagalog.topics.kafka import KafkaLog
+from sagalog.topics.log import Message, Out, TopicPartition
+from sagalog.topics.specs import Topics
+
+from ..conftest import SESSION_TIMEOUT_MS, Stack
+
+pytestmark = pytest.mark.stack
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SAGALOG = Path(sys.executable).with_name("sagalog")
+PARTITIONS = 2
+COMMAND_S_MAX = 60.0
+"""No command here takes more than a few seconds on an idle machine."""
+UNREACHABLE_S_MAX = 20.0
+DEV_START_S_MAX = 60.0
+DEV_STOP_S_MAX = 15.0
+
+IDLE = {
+    "name": "idle",
+    "input_schema": {
+        "type": "object",
+        "properties": {"amount": {"type": "integer"}},
+        "additionalProperties": False,
+    },
+    # A step that nobody does: its attempts are lost after a second, and tried again.
+    "steps": [
+        {
+            "name": "one",
+            "agent": "nobody",
+            "start_timeout_ms": 500,
+            "timeout_ms": 10,
+            "retry": {"attempts": 50, "base_ms": 1, "cap_ms": 1},
+        }
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    def json(self) -> Any:
+        assert len(self.out.splitlines()) == 1, self.out
+        return json.loads(self.out)
+
+    def one_sentence(self) -> str:
+        """What is on standard error, which must be all there is."""
+        assert self.out == ""
+        assert self.err.startswith("Error: ")
+        assert len(self.err.splitlines()) == 1, self.err
+        return self.err
+
+
+@dataclass
+class Place:
+    """A user's directory, with the settings of one system."""
+
+    directory: Path
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SAGALOG_")}
+        return {**clean, "NO_COLOR": "1", "COLUMNS": "200", **self.settings, **more}
+
+    def sagalog(self, *arguments: str, stdin: str = "", **environment: str) -> Ended:
+        began = time.monotonic()
+        ended = subprocess.run(
+            [str(SAGALOG), *arguments],
+            cwd=self.directory,
+            env=self.environment(**environment),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S_MAX,
+        )
+        assert "Traceback" not in ended.stderr, ended.stderr
+        return Ended(ended.returncode, ended.stdout, ended.stderr, time.monotonic() - began)
+
+    def done(self, *arguments: str) -> str:
+        """The output of a command that succeeds and has nothing to say on standard error."""
+        ended = self.sagalog(*arguments)
+        assert (ended.code, ended.err) == (0, ""), ended
+        return ended.out
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        """A process that runs until it is stopped; what it says is in `<command>.out`."""
+        with (self.directory / f"{arguments[0]}.out").open("wb") as output:
+            return subprocess.Popen(
+                [str(SAGALOG), *arguments],
+                cwd=self.directory,
+                env=self.environment(**environment),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def said(self, command: str) -> str:
+        return (self.directory / f"{command}.out").read_text()
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.settings["SAGALOG_PREFIX"])
+
+    @property
+    def dev_file(self) -> Path:
+        return self.directory / ".sagalog" / "dev.json"
+
+
+def until(condition: Callable[[], Any], timeout_s: float, problem: Callable[[], str]) -> Any:
+    """Polls a system of other processes; fails with `problem` when the condition does not come true in time."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {problem()}"
+        time.sleep(0.05)
+    return found
+
+
+def readme() -> str:
+    return (REPOSITORY / "README.md").read_text()
+
+
+def readme_commands() -> list[tuple[list[str], str]]:
+    """The README's `$ sagalog …` lines with the output that stands below each."""
+    found: list[tuple[list[str], str]] = []
+    for line in re.findall(r"^    (.*)$", readme().split("```")[2].partition("\n## ")[0], re.MULTILINE):
+        if line.startswith("$ sagalog "):
+            found.append((shlex.split(line, comments=True)[2:], ""))
+        else:
+            found[-1] = (found[-1][0], f"{found[-1][1]}{line}\n")
+    return found
+
+
+def settings_for(stack: Stack, *, addresses: bool) -> dict[str, str]:
+    settings = {
+        "SAGALOG_PREFIX": f"t{uuid.uuid4().hex[:10]}",
+        "SAGALOG_PARTITIONS": str(PARTITIONS),
+        "SAGALOG_SESSION_TIMEOUT_MS": str(SESSION_TIMEOUT_MS),
+    }
+    if addresses:
+        settings |= addresses_of(stack)
+    return settings
+
+
+def addresses_of(stack: Stack) -> dict[str, str]:
+    return {"SAGALOG_BOOTSTRAP": stack.bootstrap, "SAGALOG_POSTGRES": stack.postgres}
+
+
+@pytest.fixture(scope="module")
+def place(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A directory with the README's order.py, and `sagalog dev` running in it as the README says."""
+    place = Place(tmp_path_factory.mktemp("order"), settings_for(stack, addresses=False))
+    (place.directory / "order.py").write_text(readme().split("```python\n")[1].split("```")[0])
+    (place.directory / "idle.json").write_text(json.dumps(IDLE))
+    (dev, _), *_ = readme_commands()
+    process = place.run(*dev, **addresses_of(stack))
+    try:
+        until(lambda: place.dev_file.exists() or process.poll(), DEV_START_S_MAX, lambda: place.said("dev"))
+        assert process.poll() is None, place.said("dev")
+        yield place
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(DEV_STOP_S_MAX)
+
+
+@pytest.fixture(scope="module")
+def first(place: Place) -> Ended:
+    """The README's own `sagalog start`, once."""
+    return place.sagalog(*readme_commands()[1][0])
+
+
+@pytest.fixture(scope="module")
+def idle(place: Place) -> str:
+    """The name of a registered definition whose workflows stay open."""
+    assert place.done("definitions", "register", "idle.json").startswith("registered idle@")
+    return "idle"
+
+
+# --- the README
+
+
+def test_the_readmes_example_prints_what_it_says(first: Ended) -> None:
+    arguments, output = readme_commands()[1]
+    assert arguments[0] == "start"
+    assert output.count("\n") == 2
+    assert (first.out, first.err, first.code) == (output, "", 1)
+
+
+def test_the_readmes_other_commands_work(place: Place, first: Ended) -> None:
+    """Their lines name the right options and ids; what each prints has a test of its own below."""
+    commands = readme_commands()[2:]
+    assert [arguments[0] for arguments, _ in commands] == ["show", "history", "replay", "verify"]
+    for arguments, _ in commands:
+        assert place.done(*arguments)
+
+
+def test_dev_says_where_everything_is(stack: Stack, place: Place) -> None:
+    said = place.said("dev")
+    assert re.search(r"^definition  order@[0-9a-f]+$", said, re.MULTILINE)
+    assert stack.bootstrap in said
+    document = json.loads(place.dev_file.read_text())
+    assert document == {"pid": document["pid"], "bootstrap": stack.bootstrap, "postgres": stack.postgres}
+    assert place.dev_file.stat().st_mode & 0o077 == 0  # it holds a password
+
+
+# --- start, wait, list
+
+
+def test_start_gives_an_id_and_wait_the_result(place: Place) -> None:
+    (place.directory / "input.json").write_text('{"sku": "tea", "amount": 5}')
+    started = place.sagalog("start", "order", "-i", "@input.json", "--json")
+    assert (started.code, started.err) == (0, "")
+    workflow_id = started.json()["workflow_id"]
+    assert workflow_id.startswith("order-")
+
+    waited = place.sagalog("wait", workflow_id, "--timeout", "30")
+    assert (waited.code, waited.err) == (0, "")
+    head, _, output = waited.out.partition("\n")
+    assert head == f"{workflow_id}: completed"
+    assert json.loads(output) == {"charge": "charged"}
+    again = place.sagalog("wait", workflow_id, "--json").json()
+    assert again["workflow_id"] == workflow_id
+    assert again["output"] == {"charge": "charged"}
+
+
+def test_a_second_start_with_an_id_changes_nothing(place: Place, first: Ended) -> None:
+    before = place.sagalog("wait", "order-1", "--json")
+    assert before.code == 1
+    assert place.sagalog("start", "order", "-i", "-", "--id", "order-1", stdin='{"sku": "x", "amount": 1}').code == 0
+    steps = until(
+        lambda: [step for step in place.sagalog("replay", "order-1", "--json").json()["steps"] if "started" in step["event"]][1:],
+        20,
+        lambda: "the second start is not in the log",
+    )  # fmt: skip
+    assert [(step["moves"], len(step["effects"])) for step in steps] == [([], 1)]
+    assert steps[0]["effects"][0].startswith("ignored: ")
+    assert place.sagalog("wait", "order-1", "--json").json() == before.json()
+
+
+def test_wait_says_when_it_was_not_long_enough(place: Place, idle: str) -> None:
+    place.done("start", idle, "--id", "idle-wait")
+    ended = place.sagalog("wait", "idle-wait", "--timeout", "0.2")
+    assert ended.code == 4
+    assert "idle-wait has not ended within 0.2 s; see: sagalog show idle-wait" in ended.one_sentence()
+
+
+def test_list_shows_the_newest_first_and_filters(place: Place, first: Ended) -> None:
+    rows = until(lambda: place.sagalog("list", "--status", "compensated", "--json").json()["workflows"], 20, str)
+    assert [row["workflow_id"] for row in rows] == ["order-1"]
+    assert rows[0]["failure_message"] == "the card does not cover 500"
+
+    found = place.sagalog("list", "--json").json()
+    assert [row["started_at"] for row in found["workflows"]] == sorted(
+        (row["started_at"] for row in found["workflows"]), reverse=True
+    )
+    assert found["counts"]["compensated"] == 1
+    shown = place.done("list", "--name", "order")
+    assert re.search(r"^order-1 +order +compensated ", shown, re.MULTILINE)
+    assert "compensated: 1" in shown
+
+    wrong = place.sagalog("list", "--status", "finished")
+    assert wrong.code == 2
+    assert "'finished' is unknown; known are waiting, running" in wrong.one_sentence()
+
+
+# --- show, history, replay
+
+
+def test_show_says_what_was_undone_and_why(place: Place, first: Ended) -> None:
+    shown = until(lambda: "undoing" in (out := place.sagalog("show", "order-1").out) and out, 20, str)
+    assert re.search(r"^reserve +done +stock +1 ", shown, re.MULTILINE)
+    assert re.search(r"^charge +failed +bank +1 .* the card does not cover 500$", shown, re.MULTILINE)
+    assert re.search(r"^undoing, in this order$", shown, re.MULTILINE)
+    assert "- failed in charge: the card does not cover 500 (terminal)" in shown
+
+    document = place.sagalog("show", "order-1", "--json").json()
+    assert document["workflow"]["status"] == "compensated"
+    assert document["why"][0] == "failed in charge: the card does not cover 500 (terminal)"
+    assert [(row["step"], row["status"]) for row in document["compensations"] if row["undone_order"]] == [
+        ("reserve", "done")
+    ]
+
+
+def test_history_is_the_log_and_replay_every_transition(place: Place, first: Ended) -> None:
+    events = place.sagalog("history", "order-1", "--json").json()
+    types = [event["ce_type"] for event in events]
+    assert types[:4] == [
+        "sagalog.workflow-started.v1",
+        "sagalog.step-completed.v1",
+        "sagalog.step-failed.v1",
+        "sagalog.step-completed.v1",
+    ]
+    assert events[0]["data"]["input"] == {"sku": "tea", "amount": 500}
+    assert [event["offset"] for event in events] == sorted(event["offset"] for event in events)
+
+    document = place.sagalog("replay", "order-1", "--json").json()
+    moves = [move for step in document["steps"] for move in step["moves"]]
+    assert moves == [
+        "workflow: new -> running",
+        "reserve: waiting -> running",
+        "reserve: running -> done",
+        "charge: waiting -> running",
+        "charge: running -> failed",
+        "workflow: running -> compensating",
+        "undo reserve: pending -> running",
+        "undo reserve: running -> done",
+        "workflow: compensating -> compensated",
+    ]
+    assert document["state"]["status"] == "compensated"
+    text = place.done("replay", "order-1")
+    assert [line.strip() for line in text.splitlines() if line.strip() in moves] == moves
+
+
+def test_cancel_stops_an_open_workflow(place: Place, idle: str) -> None:
+    place.done("start", idle, "--id", "idle-1")
+    why = until(
+        lambda: [line for line in place.sagalog("show", "idle-1").out.splitlines() if line.startswith("- ")], 20, str
+    )
+    assert why[0].startswith(("- one waits for agent nobody, attempt ", "- one waits for its next attempt at "))
+    assert "asked idle-1 to stop" in place.done("cancel", "idle-1", "--reason", "entered twice", "--who", "Ada")
+    ended = place.sagalog("wait", "idle-1", "--json", "--timeout", "30")
+    assert ended.code == 1
+    assert ended.json()["status"] == "cancelled"
+    (cancelled,) = [
+        event["data"]
+        for event in place.sagalog("history", "idle-1", "--json").json()
+        if event["ce_type"] == "sagalog.cancel-requested.v1"
+    ]
+    assert cancelled == {"v": 1, "reason": "entered twice", "who": "Ada"} | cancelled
+
+
+# --- topics, definitions
+
+
+def test_topics_are_listed_and_made_once(place: Place) -> None:
+    prefix = place.topics.prefix
+    found = place.sagalog("topics", "list", "--json")
+    assert found.code == 0
+    by_name = {row["topic"]: row for row in found.json()["topics"]}
+    assert found.json()["problems"] == []
+    assert by_name[f"{prefix}.events"] == {
+        "topic": f"{prefix}.events", "partitions": PARTITIONS, "replication": 1, "cleanup": "delete", "key": "workflow",
+        "holds": "every input of every workflow",
+    }  # fmt: skip
+    assert by_name[f"{prefix}.checkpoints"]["cleanup"] == "compact"
+    assert place.done("topics", "create", "--agent", "fresh") == f"created {prefix}.commands.fresh\n"
+    assert place.sagalog("topics", "create", "--agent", "fresh", "--json").json() == {"created": []}
+
+    other = place.sagalog("topics", "list", SAGALOG_PARTITIONS="3")
+    assert other.code == 1
+    assert f"{prefix}.events has 2 partitions where 3 are expected" in other.out
+
+
+def test_definitions_are_checked_registered_and_shown(place: Place, idle: str) -> None:
+    checked = place.sagalog("definitions", "check", "order:saga", "--json").json()
+    assert checked["steps"] == ["reserve", "charge"]
+    registered = place.sagalog("definitions", "register", "order:saga", "--json").json()
+    assert registered == {"name": "order", "hash": checked["hash"]}
+    found = place.sagalog("definitions", "list", "--json").json()
+    assert {"name": "order", "hash": checked["hash"], "steps": ["reserve", "charge"]} in found
+    assert re.search(rf"^order +{checked['hash']} +reserve charge", place.done("definitions", "list"), re.MULTILINE)
+    assert json.loads(place.done("definitions", "show", "idle")) == IDLE
+    assert json.loads(place.done("definitions", "show", f"order@{checked['hash']}"))["name"] == "order"
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("command", ["show", "history", "replay"])
+def test_an_unknown_workflow_is_not_found(place: Place, command: str) -> None:
+    ended = place.sagalog(command, "order-0")
+    assert ended.code == 5
+    assert "workflow 'order-0' is not in the" in ended.one_sentence()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("order", "-i", "{'sku': 1}"), "--input: is not JSON"),
+        (("other",), r"definition: 'other' is not registered \(known: idle, order\); register it with: sagalog def"),
+        (("idle", "-i", '{"amount": "much"}'), "input.amount: "),
+        (("idle", "--id", "@x"), "workflow_id: '@x' starts with '@'"),
+    ],
+)
+def test_wrong_input_is_refused_with_its_place(
+    place: Place, idle: str, arguments: tuple[str, ...], message: str
+) -> None:
+    ended = place.sagalog("start", *arguments)
+    assert ended.code == 2
+    assert re.match(f"Error: {message}", ended.one_sentence())
+
+
+def test_an_unreachable_broker_is_one_sentence_soon(place: Place) -> None:
+    ended = place.sagalog("wait", "order-1", SAGALOG_BOOTSTRAP="127.0.0.1:1")
+    assert ended.code == 3
+    assert "no Kafka broker answers at 127.0.0.1:1 " in ended.one_sentence()
+    assert ended.seconds < UNREACHABLE_S_MAX
+
+
+def test_topics_that_are_not_there_are_named(place: Place) -> None:
+    for command in ("wait", "verify"):
+        ended = place.sagalog(command, *(["x"] if command == "wait" else ["--no-rows"]), SAGALOG_PREFIX="nobodys")
+        assert ended.code == 3
+        assert (
+            "topic nobodys.events does not exist; make the topics with: sagalog topics create" in ended.one_sentence()
+        )
+
+
+# --- verify
+
+
+def test_verify_proves_and_finds_what_was_changed_in_postgres(stack: Stack, place: Place, first: Ended) -> None:
+    proved = place.sagalog("verify", "--json")
+    assert (proved.code, proved.err) == (0, "")
+    document = proved.json()
+    assert document["ok"] is True
+    assert [partition["partition"] for partition in document["partitions"]] == list(range(PARTITIONS))
+    assert sum(partition["checkpoints"] for partition in document["partitions"]) >= 1
+    assert sum(partition["rows"] for partition in document["partitions"]) >= 1
+
+    step = sql.Identifier(schema_name(place.topics.prefix), "step")
+    change = sql.SQL("UPDATE {} SET output = %s WHERE workflow_id = 'order-1' AND step = 'reserve'").format(step)
+    with psycopg.connect(stack.postgres, autocommit=True) as connection:
+        assert connection.execute(change, [Jsonb("reservation of gold")]).rowcount == 1
+        try:
+            found = place.sagalog("verify")
+        finally:
+            connection.execute(change, [Jsonb("reservation of tea")])
+    assert (found.code, found.err) == (1, "")
+    assert "DIFFERENT" in found.out
+    assert re.search(r"workflow order-1: its rows differ: .*reserve.*output.*gold.*tea", found.out), found.out
+    assert place.sagalog("verify", "--json").json()["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "difference"),
+    [
+        ("order-1", lambda value: value.replace(b'"compensated"', b'"completed"'),
+         "workflow order-1: its checkpoint differs in status: completed where the fold says compensated"),
+        ("order-1", lambda value: b"{", "workflow order-1: its checkpoint cannot be read: "),
+        ("order-1", lambda value: None, "workflow order-1: no checkpoint; the fold says compensated"),
+        ("order-9", lambda value: value, "workflow order-9: a checkpoint that the log knows nothing of"),
+    ],
+    ids=["changed", "unreadable", "taken away", "made up"],
+)  # fmt: skip
+async def test_verify_finds_a_wrong_checkpoint(
+    log: KafkaLog,
+    place: Place,
+    first: Ended,
+    key: str,
+    change: Callable[[bytes], bytes | None],
+    difference: str,
+) -> None:
+    original = await checkpoint_of(log, place.topics, b"order-1")
+    assert original.value is not None
+    changed = change(original.value)
+    restored = original.value if key == "order-1" else None
+    producer = await log.producer("meddler")
+    topic = place.topics.checkpoints
+    try:
+        await producer.append(topic, original.partition, [Out(key.encode(), changed, original.headers)])
+        try:
+            found = place.sagalog("verify", "--no-rows", "--json")
+        finally:
+            await producer.append(topic, original.partition, [Out(key.encode(), restored, original.headers)])
+    finally:
+        await producer.close()
+    assert (found.code, found.err) == (1, "")
+    document = found.json()
+    assert document["ok"] is False
+    (line,) = document["partitions"][original.partition]["differences"]
+    assert line.startswith(difference)
+    assert document["partitions"][1 - original.partition]["differences"] == []
+
+
+async def checkpoint_of(log: KafkaLog, topics: Topics, key: bytes) -> Message:
+    """The newest checkpoint of a workflow."""
+    numbers = [TopicPartition(topics.checkpoints, number) for number in range(PARTITIONS)]
+    reader = await log.read(dict.fromkeys(numbers), committed=True)
+    newest: list[Message] = []
+    try:
+        for number, end in (await reader.end_offsets(numbers)).items():
+            while await reader.position(number) < end:
+                for messages in (await reader.poll(200, 1_000)).values():
+                    newest += [message for message in messages if message.key == key]
+    finally:
+        await reader.close()
+    return newest[-1]
+
+
+# --- processes
+
+
+def test_an_engine_serves_metrics_and_ends_on_sigterm(stack: Stack, tmp_path: Path) -> None:
+    """Without agents: a start is an event, too."""
+    place = Place(tmp_path, settings_for(stack, addresses=True))
+    (tmp_path / "idle.json").write_text(json.dumps(IDLE))
+    engine = place.run("engine", SAGALOG_METRICS_PORT="0")
+    try:
+        address = until(
+            lambda: re.search(r"metrics of the engine: (http://127\.0\.0\.1:[0-9]+/metrics)", place.said("engine")),
+            30,
+            lambda: place.said("engine"),
+        )[1]
+        place.done("definitions", "register", "idle.json")
+        place.done("start", "idle")
+        metrics = until(lambda: (m := scrape(address)).get("sagalog_commands_sent_total", 0) > 0 and m, 30, str)
+        families = {re.sub(r"\{.*|_(bucket|sum|count|created|total)$", "", name) for name in metrics}
+        assert len({name for name in families if name.startswith("sagalog_")}) >= 10
+        assert sum(value for name, value in metrics.items() if name.startswith("sagalog_events_folded_total")) > 0
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            declared = re.findall(r"^# TYPE (sagalog_\w+)", answer.read().decode(), re.MULTILINE)
+        assert len(set(declared)) >= 20
+
+        port = address.rsplit(":", 1)[1].split("/")[0]
+        second = place.sagalog("engine", SAGALOG_METRICS_PORT=port)
+        assert second.code == 3
+        assert f"metrics of the engine cannot be served on port {port} (Address already in use)" in second.err
+    finally:
+        engine.send_signal(signal.SIGTERM)
+        code = engine.wait(DEV_STOP_S_MAX)
+    assert code == 0, place.said("engine")
+
+
+def scrape(address: str) -> dict[str, float]:
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+def test_dev_ends_on_sigterm_and_takes_its_file_along(stack: Stack, tmp_path: Path) -> None:
+    place = Place(tmp_path, settings_for(stack, addresses=True))
+    process = place.run("dev")
+    try:
+        until(lambda: place.dev_file.exists() or process.poll(), DEV_START_S_MAX, lambda: place.said("dev"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEV_STOP_S_MAX) == 0, place.said("dev")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    assert not place.dev_file.exists()
+    assert "Traceback" not in place.said("dev")
+
+
+def test_dev_with_what_it_cannot_load_says_so_before_it_starts(stack: Stack, tmp_path: Path) -> None:
+    place = Place(tmp_path, settings_for(stack, addresses=True))
+    (tmp_path / "broken.py").write_text("saga = 1 / 0\n")
+    for option in ("--definition", "--agent"):
+        ended = place.sagalog("dev", option, "broken:saga")
+        assert ended.code == 2
+        assert "importing broken failed with ZeroDivisionError: division by zero" in ended.one_sentence()
+        assert not place.dev_file.exists()
