@@ -42,7 +42,7 @@ class Context:
 
     @property
     def definition(self) -> str:
-        """The definition that the workflow runs, `name@hash`."""
+        """The hash of the definition that the workflow runs."""
         return self._command.definition
 
     @property

@@ -58,7 +58,7 @@ def command(
     return Command(
         command_id=command_id(workflow_id, step, attempt, direction),
         workflow_id=workflow_id,
-        definition="test@0000000000000000",
+        definition="0000000000000000",
         step=step,
         agent=agent,
         attempt=attempt,

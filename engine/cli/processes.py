@@ -14,6 +14,7 @@ import typer
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from sagalog.engine.runtime.engine import Engine
+from sagalog.engine.runtime.metrics import EngineMetrics
 from sagalog.infra.clock import SystemClock, SystemRng
 from sagalog.infra.errors import InfraError
 from sagalog.infra.settings import Settings, load_settings
@@ -111,7 +112,7 @@ def watch() -> None:
     set_up_logging(found.log_level)
 
     async def work(stop: asyncio.Event) -> None:
-        await _run_watch(found, stop)
+        await _run_watch(found, stop, found.metrics_port)
 
     run_until_stopped(work)
 
@@ -180,7 +181,7 @@ def _dev(found: Settings, directory: Path, loaded: _Loaded) -> None:
             tasks: dict[str, Callable[[asyncio.Event], Awaitable[None]]] = {
                 "engine": lambda stop: _run_engine(log, found, stop, found.metrics_port),
                 "projector": lambda stop: _run_projector(log, found, stop, None),
-                "watch": lambda stop: _run_watch(found, stop),
+                "watch": lambda stop: _run_watch(found, stop, None),
             }
             if loaded.agents:
                 tasks["agents"] = lambda stop: _run_agents(log, found, loaded.agents, stop, None)
@@ -243,8 +244,9 @@ async def _run_engine(log: KafkaLog, found: Settings, stop: asyncio.Event, metri
         clock=SystemClock(),
         rng=SystemRng(),
         snapshot_interval_ms=found.snapshot_interval_ms,
+        metrics=EngineMetrics(REGISTRY),
     )
-    serve_metrics(metrics_port, running.metrics.registry, "engine")
+    serve_metrics(metrics_port, REGISTRY, "engine")
     await running.run(stop)
 
 
@@ -262,17 +264,20 @@ async def _run_projector(log: KafkaLog, found: Settings, stop: asyncio.Event, me
     from sagalog.engine.projection.postgres import PostgresSql
     from sagalog.engine.projection.projector import Projector
 
-    metrics = ProjectionMetrics()
-    serve_metrics(metrics_port, metrics.registry, "projector")
+    metrics = ProjectionMetrics(REGISTRY)
+    serve_metrics(metrics_port, REGISTRY, "projector")
     sql = PostgresSql(postgres_of(found), prefix=found.prefix)
     projector = Projector(log, sql, topics_of(found), clock=SystemClock(), rng=SystemRng(), metrics=metrics)
     await projector.run(stop)
 
 
-async def _run_watch(found: Settings, stop: asyncio.Event) -> None:
+async def _run_watch(found: Settings, stop: asyncio.Event, metrics_port: int | None) -> None:
     from sagalog.engine.watch.app import run_watch
+    from sagalog.engine.watch.metrics import WatchMetrics
 
-    await run_watch(bootstrap_of(found), found.prefix, stop, security=security_of(found))
+    serve_metrics(metrics_port, REGISTRY, "watch")
+    metrics = WatchMetrics(REGISTRY)
+    await run_watch(bootstrap_of(found), found.prefix, stop, security=security_of(found), metrics=metrics)
 
 
 def serve_metrics(port: int | None, registry: CollectorRegistry, what: str) -> None:

@@ -98,7 +98,13 @@ def lost(state: WorkflowState, plan: Plan, event: AttemptLost, effects: list[Eff
     step = _awaited(state, plan, event, event.direction, None, effects)
     if step is not None:
         failure = _failure(state, event.kind, event.message, event)
-        _fail(state, plan, step, event.direction, failure, None, None, effects)
+        if event.kind is FailureKind.LOST:
+            _fail(state, plan, step, event.direction, failure, None, None, effects)
+        elif event.direction is Direction.COMPENSATE:
+            _undo_failed(state, plan, step, failure, None, effects)
+        else:
+            # It could not even be sent: nobody was called, so nothing is counted for or against the service.
+            _step_failed(state, plan, step, failure, None, effects)
 
 
 def refused(state: WorkflowState, plan: Plan, event: AttemptRefused, effects: list[Effect]) -> None:

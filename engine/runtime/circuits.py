@@ -16,7 +16,7 @@ from sagalog.topics.log import Message, Out, TopicPartition
 from sagalog.topics.specs import Topics
 
 from . import outputs
-from .digest import CheckpointsDamaged, Digest
+from .digest import REBUILD, CheckpointsDamaged, Digest
 from .machine import Append, Cut, Ownership
 from .metrics import EngineMetrics
 from .timers import Timers
@@ -72,7 +72,7 @@ class CircuitMachine:
         if self._digest.hex() != marker["digest"]:
             raise CheckpointsDamaged(
                 f"{self.checkpoints.topic}/{self._partition}: {len(self._digest)} circuits with digest {self._digest.hex()} where "
-                f"the marker says {marker['workflows']} with {marker['digest']}; delete the topic's records to fold them again"
+                f"the marker says {marker['workflows']} with {marker['digest']}; {REBUILD}"
             )
         self._fold.offset = self._cut_offset = marker["at_offset"]
         self._fold.epoch, self._fold.member = marker["epoch"], marker["member"]

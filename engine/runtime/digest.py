@@ -8,6 +8,11 @@ from sagalog.schemas.errors import SagalogError
 
 _MASK = (1 << 64) - 1
 
+REBUILD = (
+    "stop the engines and delete the topic, so that all is folded again from the log (docs/operations.md says how)"
+)
+"""What to do about damaged checkpoints."""
+
 
 class CheckpointsDamaged(SagalogError):
     """The checkpoints are not what their marker says."""

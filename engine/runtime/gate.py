@@ -175,6 +175,13 @@ class Gate:
             queue = self._agents.setdefault(command.agent, deque())
         self._hold(effect, record["reason"], record["since_ms"], queue)
 
+    def held_of(self, workflow_id: str) -> list[Dispatch]:
+        """This workflow's commands that wait, in a fixed order."""
+        return [self._held[command_id].effect for command_id in sorted(self._by_workflow.get(workflow_id, ()))]
+
+    def held_workflows(self) -> list[str]:
+        return sorted(self._by_workflow)
+
     def holds(self, command_id: str) -> bool:
         return command_id in self._held
 

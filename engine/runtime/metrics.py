@@ -22,6 +22,7 @@ class EngineMetrics(Collector):
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         r = self.registry
+        self._counts: dict[tuple[Counter, tuple[str, ...]], int] = {}
         r.register(self)  # first, so that its `collect` comes before that of the metrics it fills
         self._events = Counter("sagalog_events_folded_total", "Events folded", ["partition"], registry=r)
         self._ignored = Counter(
@@ -59,7 +60,9 @@ class EngineMetrics(Collector):
             "sagalog_attempt_duration_seconds", "An attempt, as its agent measured it", "agent", r
         )
         self._workflow_seconds = _Durations("sagalog_workflow_duration_seconds", "From start to end", "name", r)
-        self._counts: dict[tuple[Counter, tuple[str, ...]], int] = {}
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
 
     def collect(self) -> Iterator[Metric]:
         """Called before the other metrics are collected: what was counted since goes into them."""
@@ -105,6 +108,9 @@ class _Durations(Collector):
         self._buckets: dict[str, list[int]] = {}
         self._sums: dict[str, float] = {}
         registry.register(self)
+
+    def describe(self) -> Iterator[Metric]:
+        yield HistogramMetricFamily(self._name, self._documentation, labels=[self._label])
 
     def observe(self, label: str, seconds: float) -> None:
         buckets = self._buckets.get(label)

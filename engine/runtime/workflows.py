@@ -31,6 +31,7 @@ from sagalog.engine.kernel.state import NEVER, WorkflowState, dump
 from sagalog.engine.kernel.timers import due_timers
 from sagalog.schemas import records
 from sagalog.schemas.codec import decode_object, encode
+from sagalog.schemas.commands import Command
 from sagalog.schemas.definitions import CircuitPolicy
 from sagalog.schemas.events import AttemptLost, AttemptRefused, FailureKind, Quarantined, TimerFired
 from sagalog.schemas.ids import Direction, command_id
@@ -41,7 +42,7 @@ from sagalog.topics.partitioner import partition_of
 from sagalog.topics.specs import Topics
 
 from . import outputs
-from .digest import CheckpointsDamaged, Digest
+from .digest import REBUILD, CheckpointsDamaged, Digest
 from .gate import CircuitView, Gate
 from .limits import EVENT_REASON_CHARS_MAX, LOSS_GRACE_MS, OUTCOME_FLUSH_MS
 from .losses import Losses, Watched
@@ -146,14 +147,14 @@ class WorkflowMachine:
             if encoded is None:
                 raise CheckpointsDamaged(
                     f"{self.checkpoints.topic}/{self._partition}: the marker at offset {marker['at_offset']} names definition "
-                    f"{hash_}, which is not there; delete the partition's checkpoints to fold it from the log"
+                    f"{hash_}, which is not there; {REBUILD}"
                 )
             self._fold.load_definition(encoded)
         if self._digest.hex() != marker["digest"]:
             raise CheckpointsDamaged(
                 f"{self.checkpoints.topic}/{self._partition}: {len(self._digest)} checkpoints with digest {self._digest.hex()} "
                 f"where the marker at offset {marker['at_offset']} says {marker['workflows']} with {marker['digest']}; "
-                "delete the partition's checkpoints to fold it from the log"
+                f"{REBUILD}"
             )
         self._fold.offset = self._cut_offset = marker["at_offset"]
         self._fold.epoch, self._fold.member = marker["epoch"], marker["member"]
@@ -237,6 +238,8 @@ class WorkflowMachine:
                 case Moved():
                     if effect.undo:
                         self._metrics.undone(effect)
+                    elif effect.step is None and effect.after is WorkflowStatus.COMPENSATING and self._live:
+                        self._refuse_held(effect.workflow_id)
                 case Answered(command_id=answered):
                     self._losses.answered(answered)
                     self.gate.answered(answered)
@@ -273,13 +276,22 @@ class WorkflowMachine:
         if admitted:
             self._send(effect)
         elif admitted is None:
-            command = effect.command
-            assert command.service is not None
-            self._append_event(
-                command.workflow_id,
-                AttemptRefused(self._fold.epoch, command.step, command.attempt, command.service),
-                f"{command.command_id}/refused/{self._fold.epoch}",
-            )
+            self._refuse(effect.command)
+
+    def _refuse_held(self, workflow_id: str) -> None:
+        """The workflow stops: what it has parked at a circuit was not sent and must not be, or the stop would wait for it."""
+        for held in self.gate.held_of(workflow_id):
+            command = held.command
+            if command.service is not None and command.direction is Direction.EXECUTE:
+                self._refuse(command)
+
+    def _refuse(self, command: Command) -> None:
+        assert command.service is not None
+        self._append_event(
+            command.workflow_id,
+            AttemptRefused(self._fold.epoch, command.step, command.attempt, command.service),
+            f"{command.command_id}/refused/{self._fold.epoch}",
+        )
 
     def _send(self, effect: Dispatch) -> None:
         command = effect.command
@@ -352,6 +364,10 @@ class WorkflowMachine:
         outbox, self._outbox = self._outbox, {}
         for effect in outbox.values():
             self._dispatch(effect)
+        for workflow_id in self.gate.held_workflows():
+            state = self._fold.get(workflow_id)
+            if state is not None and state.status is WorkflowStatus.COMPENSATING:
+                self._refuse_held(workflow_id)
         self._send_commands()
         self._send_backlog()
 
@@ -396,10 +412,32 @@ class WorkflowMachine:
     def heard(self, workflow_id: str, step: str, attempt: int, direction: Direction) -> None:
         """A heartbeat: the attempt is alive, and has its time or its next heartbeat's time from now on."""
         beating = command_id(workflow_id, step, attempt, direction)
-        watched = self._losses.get(beating)
+        watched = self._losses.get(beating) or self._taken_over(workflow_id, step, attempt, direction)
         if watched is not None:
             patience_ms = watched.heartbeat_ms or watched.timeout_ms
             self._losses.watch(beating, watched, self._monotonic_ms + patience_ms + LOSS_GRACE_MS)
+
+    def _taken_over(self, workflow_id: str, step: str, attempt: int, direction: Direction) -> Watched | None:
+        """An attempt that was out at the take-over, and shows now that it lives: watched by itself from here."""
+        if self._losses.get("@" + workflow_id) is None:
+            return None
+        state = self._fold.get(workflow_id)
+        plan = self._fold.plan_of(state) if state is not None else None
+        place = plan.index.get(step) if plan is not None else None
+        if state is None or plan is None or place is None or not state.steps:
+            return None
+        found, spec = state.steps[place], plan.steps[place]
+        if direction is Direction.EXECUTE:
+            out, timeout_ms = found.status is StepStatus.RUNNING and found.attempt == attempt, spec.timeout_ms
+        else:
+            undo, compensate = found.undo, spec.compensate
+            out = undo is not None and undo.status is UndoStatus.RUNNING and undo.attempt == attempt
+            timeout_ms = compensate.timeout_ms if compensate is not None else spec.timeout_ms
+        if not out:
+            return None
+        return Watched(
+            workflow_id, step, attempt, direction.value, timeout_ms=timeout_ms, heartbeat_ms=spec.heartbeat_timeout_ms
+        )
 
     def circuit(self, service: str, view: CircuitView) -> None:
         self.gate.circuit(service, view, self._now_ms)

@@ -19,6 +19,7 @@ from sagalog.infra.embedded.process import ServerProcess, ServerSpec
 from sagalog.infra.embedded.runtime import Runtime
 from sagalog.infra.embedded.site import Site
 from sagalog.infra.errors import os_errors_below
+from sagalog.infra.settings import load_settings
 from sagalog.schemas.errors import SagalogError
 
 NAME = "The Java archive's build"
@@ -71,7 +72,8 @@ def _build(runtime: Runtime, record: Path, scratch: Path) -> Path:
 def main() -> int:
     began = time.monotonic()
     try:
-        archive = prepare()
+        settings = load_settings()
+        archive = prepare(settings.cache_dir, settings.maven_url)
     except SagalogError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -252,6 +252,24 @@ async def test_an_open_circuit_parks_work_and_releases_it_when_the_service_is_ba
         await eventually(lambda: _circuit(engine) == "closed", 10, "the circuit is not closed")
 
 
+async def test_a_workflow_whose_work_is_parked_can_be_cancelled(log: KafkaLog, provisioned: Topics) -> None:
+    bank = Bank()
+    async with System(log, provisioned) as system:
+        await system.client.register(_guarded(WhenOpen.PARK))
+        engine = await system.engine()
+        await system.agent("caller", bank.answer)
+        await system.client.start_many("guarded", {f"c{n}": {} for n in range(10)})
+        await eventually(lambda: _withheld(engine) == 10, 20, "not all work is parked")
+        await system.client.cancel("c3", reason="not wanted any more", who="tester")
+        result = await system.client.wait("c3", timeout_s=20)
+        assert (result["status"], result["failure"]["kind"]) == ("cancelled", "cancelled")
+        assert _withheld(engine) == 9
+        calls = [command for command in system.commands if command.workflow_id == "c3"]
+        bank.up = True
+        await system.client.wait_all([f"c{n}" for n in range(10)], timeout_s=30)
+        assert [command for command in system.commands if command.workflow_id == "c3"] == calls
+
+
 async def test_parked_work_survives_its_engine(log: KafkaLog, provisioned: Topics) -> None:
     bank = Bank()
     async with System(log, provisioned) as system:

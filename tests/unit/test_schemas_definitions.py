@@ -213,7 +213,7 @@ def test_the_builder_refuses_the_same() -> None:
 
 
 def test_the_builder_names_the_place_of_a_wrong_shape() -> None:
-    with pytest.raises(InvalidDefinition, match="at most 1000") as raised:
+    with pytest.raises(InvalidDefinition, match="at most 2000") as raised:
         Definition(name="saga", description="x" * 2_001, steps=SMALL.steps)
 
     assert raised.value.field == "description"
