@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 STOP_TIMEOUT_S: Final = 30.0
 
+PID_MAX: Final = 1 << 22
+"""Linux gives no process a larger id."""
+
 DEV_DIR: Final = Path(".sagalog")
 DEV_FILE: Final = "dev.json"
 """Where `sagalog dev` leaves its addresses for the other commands."""
@@ -54,15 +57,28 @@ def dev_directory(found: Settings) -> Path:
 
 
 def _dev_addresses(found: Settings) -> dict[str, str]:
+    """What a running `sagalog dev` left. Without one, or with a file that is not its: nothing, and the command says what to set."""
     file = dev_directory(found) / DEV_FILE
     try:
         document = json.loads(file.read_text())
-        os.kill(int(document["pid"]), 0)
-    except (FileNotFoundError, ProcessLookupError, ValueError, KeyError, NotADirectoryError):
+    except (OSError, ValueError):
         return {}
-    except PermissionError:
-        pass  # it runs as another user: its addresses are good all the same
+    if not isinstance(document, dict) or not _runs(document.get("pid")):
+        return {}
     return {key: str(document[key]) for key in ("bootstrap", "postgres") if key in document}
+
+
+def _runs(pid: object) -> bool:
+    # Zero and negative numbers are groups of processes, ours among them.
+    if not isinstance(pid, int) or not 0 < pid <= PID_MAX:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # as another user
+    return True
 
 
 def bootstrap_of(found: Settings) -> str:

@@ -198,7 +198,8 @@ class Session:
         assert self._consumer is not None or not self.processors
         for partition in assigned:
             kept = self._suspended.pop(partition, None)
-            if kept is not None and kept.failure is None:
+            # One whose loading was cut short by the rebalance begins anew.
+            if kept is not None and kept.failure is None and kept.phase is not Phase.LOADING:
                 self.processors[partition] = kept
                 self._resume(kept)
             else:
