@@ -63,6 +63,7 @@ class Client:
         self._newest: dict[str, str] = {}
         self._definitions_reader: Consumer | None = None
         self._results: _Results | None = None
+        self._started: OrderedDict[str, None] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         partitions = await self._log.partitions(self._topics.events)
@@ -181,6 +182,7 @@ class Client:
         check_start(found, workflow_id, input, deadline_ms, correlation_id)
         event = WorkflowStarted(f"{found.name}@{found.hash}", input, deadline_ms, correlation_id)
         await self._watch_results()
+        self._note_started(workflow_id)
         await self._append(workflow_id, event, self._rng.hex(32), traceparent)
         return workflow_id
 
@@ -191,6 +193,7 @@ class Client:
         by_partition: dict[int, list[Out]] = {}
         for workflow_id, value in inputs.items():
             check_start(found, workflow_id, value)
+            self._note_started(workflow_id)
             key = workflow_id.encode()
             record = Out(
                 key,
@@ -203,6 +206,12 @@ class Client:
         appended = [producer.append(self._topics.events, partition, found) for partition, found in by_partition.items()]
         await asyncio.gather(*appended)
 
+    def _note_started(self, workflow_id: str) -> None:
+        """Its result comes after this client began to follow results, unless the id was used before."""
+        self._started[workflow_id] = None
+        if len(self._started) > RESULTS_KEPT_MAX:
+            self._started.popitem(last=False)
+
     async def cancel(self, workflow_id: str, *, reason: str, who: str) -> None:
         """Asks to stop a workflow and undo what it did; its result tells the outcome."""
         check_workflow_id(workflow_id)
@@ -211,7 +220,9 @@ class Client:
     async def wait(self, workflow_id: str, *, timeout_s: float) -> ResultRecord:
         """The workflow's result, once it has ended. Raises WaitTimeout."""
         results = await self._watch_results()
-        found = results.get(workflow_id) or await self._scan_results(workflow_id)
+        found = results.get(workflow_id)
+        if found is None and workflow_id not in self._started:
+            found = await self._scan_results(workflow_id)
         if found is not None:
             return found
         return await results.wait(workflow_id, timeout_s)
@@ -219,9 +230,12 @@ class Client:
     async def wait_all(self, workflow_ids: Iterable[str], *, timeout_s: float) -> dict[str, ResultRecord]:
         """The results of workflows that this client started. Raises WaitTimeout."""
         results = await self._watch_results()
-        ids = list(workflow_ids)
-        async with asyncio.timeout(timeout_s):
-            return {workflow_id: await results.wait(workflow_id, timeout_s) for workflow_id in ids}
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout_s
+        found = {}
+        for workflow_id in workflow_ids:
+            found[workflow_id] = await results.wait(workflow_id, max(0.0, until - loop.time()))
+        return found
 
     async def history(self, workflow_id: str) -> list[dict[str, Any]]:
         """Every record of the workflow in the events topic, oldest first, as it stands there."""

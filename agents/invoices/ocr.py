@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import os
 import statistics
 import threading
 import time
@@ -61,6 +62,8 @@ def engine() -> Engine:
     global _engine
     with _engine_lock:
         if _engine is None:
+            # ONNX Runtime would report to its maker; it reads this when it is loaded.
+            os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
             from rapidocr_onnxruntime import RapidOCR
 
             finder, reader = _models()

@@ -25,6 +25,7 @@ from sagalog.topics.specs import Topics
 from .circuits import CircuitMachine
 from .gate import CircuitView
 from .limits import (
+    LIVE_MS_TO_FORGIVE,
     PENDING_RECORDS_MAX,
     POLL_MS_MAX,
     POLL_RECORDS_MAX,
@@ -264,9 +265,9 @@ class Session:
     def _start_over(self, processor: Processor, error: BaseException | None = None) -> None:
         """Throws a failed processor's state away and takes its partition over anew."""
         partition = processor.input
-        failures = self._failures[partition] = (
-            0 if processor.phase is Phase.LIVE else self._failures.get(partition, 0) + 1
-        )
+        # One that fails again soon after it went live must not spin.
+        failures = 0 if processor.live_ms >= LIVE_MS_TO_FORGIVE else self._failures.get(partition, 0) + 1
+        self._failures[partition] = failures
         wait_s = _backoff_s(TAKEOVER_BACKOFF_MS, failures, self._engine.rng)
         logger.warning("%s/%d: taken over anew in %.1f s: %s", *partition, wait_s, error or processor.failure)
         self._spawn(processor.close())

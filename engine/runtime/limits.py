@@ -24,6 +24,8 @@ LOSS_GRACE_MS: Final = 2_000
 
 TAKEOVER_BACKOFF_MS: Final = (200, 5_000)
 """First and longest wait before a partition that failed is taken over again."""
+LIVE_MS_TO_FORGIVE: Final = 30_000
+"""How long a partition must have been live for its failures before to count no more."""
 SESSION_BACKOFF_MS: Final = (200, 5_000)
 """First and longest wait before an engine that lost its broker starts over."""
 CLAIMS_MAX: Final = 20

@@ -83,6 +83,7 @@ class Processor:
         self._failure: BaseException | None = None
         self._started_ms = clock.monotonic_ms()
         self._snapshotting = asyncio.Lock()
+        self._live_since_ms: int | None = None
         self.live = asyncio.Event()
 
     @property
@@ -93,6 +94,11 @@ class Processor:
     def position(self) -> int:
         """The offset to read next."""
         return self.machine.offset + 1
+
+    @property
+    def live_ms(self) -> int:
+        """For how long it has been live; 0 when it is not yet."""
+        return self._clock.monotonic_ms() - self._live_since_ms if self._live_since_ms is not None else 0
 
     @property
     def failure(self) -> BaseException | None:
@@ -154,6 +160,7 @@ class Processor:
         if member == self._member and epoch == self._claim:
             self.phase = Phase.LIVE
             self.machine.go_live(self._clock.now_ms())
+            self._live_since_ms = self._clock.monotonic_ms()
             self.live.set()
             took_ms = self._clock.monotonic_ms() - self._started_ms
             self._metrics.takeover_seconds.observe(took_ms / 1000)
