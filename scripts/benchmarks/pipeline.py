@@ -11,7 +11,7 @@ fifth of what the engine can do. For the floor that is next to nothing, so that 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +60,7 @@ class Run:
 
 
 async def floor(
-    bootstrap: str, settings: PipelineSettings, environment: dict[str, Any], logs: Path, progress: Progress
+    bootstrap: str, settings: PipelineSettings, environment: Mapping[str, Any], logs: Path, progress: Progress
 ) -> Report:
     """The floor alone."""
     settings = await _warmed_up(FLOOR, bootstrap, settings, logs, progress)
@@ -72,7 +72,7 @@ async def floor(
 
 
 async def engine(
-    bootstrap: str, settings: PipelineSettings, environment: dict[str, Any], logs: Path, progress: Progress
+    bootstrap: str, settings: PipelineSettings, environment: Mapping[str, Any], logs: Path, progress: Progress
 ) -> Report:
     """Floor and engine, run in turn; the ratios are those of the pairs."""
     settings = await _warmed_up(ENGINE, bootstrap, settings, logs, progress)

@@ -51,7 +51,7 @@ FIGURES: Final = (
 async def recovery(
     bootstrap: str,
     settings: RecoverySettings,
-    environment: dict[str, Any],
+    environment: Mapping[str, Any],
     logs: Path,
     progress: Callable[[str], None],
 ) -> Report:
