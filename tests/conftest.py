@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Protocol
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.provision import provision
@@ -93,9 +94,17 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def topics() -> Topics:
-    """A prefix that no other test has."""
-    return Topics(f"t{uuid.uuid4().hex[:10]}")
+async def topics(stack: Stack) -> AsyncIterator[Topics]:
+    """A prefix that no other test has. Its topics are deleted at the end: a broker with thousands of partitions is slow."""
+    found = Topics(f"t{uuid.uuid4().hex[:10]}")
+    yield found
+    admin = AIOKafkaAdminClient(bootstrap_servers=stack.bootstrap)
+    await admin.start()
+    try:
+        if made := [name for name in await admin.list_topics() if name.startswith(found.prefix)]:
+            await admin.delete_topics(made)
+    finally:
+        await admin.close()
 
 
 @pytest.fixture

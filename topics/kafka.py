@@ -15,7 +15,8 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -313,6 +314,14 @@ async def _translated(awaitable: Any, doing: str) -> Any:
         raise LogError(f"{doing} failed: {type(error).__name__}: {error}") from error
 
 
+@contextmanager
+def _assigned() -> Iterator[None]:
+    try:
+        yield
+    except kafka_errors.IllegalStateError as error:
+        raise NotAssigned(f"the group has moved on: {error}") from error
+
+
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     def __init__(self, on_assigned: OnAssigned, on_revoked: OnRevoked) -> None:
         self._on_assigned = on_assigned
@@ -340,19 +349,23 @@ class _KafkaConsumer:
         return batches
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        self._consumer.seek(KafkaTopicPartition(*partition), offset)
+        with _assigned():
+            self._consumer.seek(KafkaTopicPartition(*partition), offset)
 
     def pause(self, *partitions: TopicPartition) -> None:
-        self._consumer.pause(*(KafkaTopicPartition(*partition) for partition in partitions))
+        with _assigned():
+            self._consumer.pause(*(KafkaTopicPartition(*partition) for partition in partitions))
 
     def resume(self, *partitions: TopicPartition) -> None:
-        self._consumer.resume(*(KafkaTopicPartition(*partition) for partition in partitions))
+        with _assigned():
+            self._consumer.resume(*(KafkaTopicPartition(*partition) for partition in partitions))
 
     def assignment(self) -> set[TopicPartition]:
         return {TopicPartition(*partition) for partition in self._consumer.assignment()}
 
     async def position(self, partition: TopicPartition) -> int:
-        return int(await self._consumer.position(KafkaTopicPartition(*partition)))
+        found = await _translated(self._consumer.position(KafkaTopicPartition(*partition)), "reading a position")
+        return int(found)
 
     async def commit(self, offsets: Mapping[TopicPartition, tuple[int, str]]) -> None:
         try:

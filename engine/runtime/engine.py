@@ -71,7 +71,7 @@ class Engine:
         self.session: Session | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set. A lost broker is waited for, with back-off; other errors end it."""
+        """Until `stop` is set. After an error everything is taken over anew, with back-off."""
         failures = 0
         while not stop.is_set():
             self.session = Session(self, self._snapshot_interval_s)
@@ -82,6 +82,12 @@ class Engine:
                 failures = 0 if self.session.was_live else failures + 1
                 wait_s = _backoff_s(SESSION_BACKOFF_MS, failures, self.rng)
                 logger.error("engine %s: %s; trying again in %.1f s", self.member, error, wait_s)
+                await wait_for(stop, wait_s)
+            except Exception:
+                # A bug must not take away the partitions that work: all of them are taken over anew, from the log.
+                failures += 1
+                wait_s = _backoff_s(SESSION_BACKOFF_MS, failures, self.rng)
+                logger.exception("engine %s failed; trying again in %.1f s", self.member, wait_s)
                 await wait_for(stop, wait_s)
             finally:
                 self.session = None

@@ -47,7 +47,7 @@ async def test_a_new_engine_goes_on_where_the_old_one_stopped(log: KafkaLog, pro
         await system.client.start_many("chain", {f"x{n}": {} for n in range(10)})
         results = await system.client.wait_all([f"x{n}" for n in range(10)], timeout_s=30)
         assert {result["status"] for result in results.values()} == {"completed"}
-        reports = await _settled(log, provisioned)
+        reports = await _settled(log, provisioned, workflows=50)
         assert [report.differences for report in reports] == [[]] * PARTITIONS
         assert sum(report.workflows for report in reports) == 50
 
@@ -185,12 +185,13 @@ def _owned(engine: Engine) -> int:
     return sum(p.phase.value == "live" for p in events)
 
 
-async def _settled(log: KafkaLog, topics: Topics) -> list[Any]:
+async def _settled(log: KafkaLog, topics: Topics, workflows: int = 0) -> list[Any]:
     """`verify`, once the last snapshot holds every event."""
     deadline = time.monotonic() + 10
     while True:
         reports = await verify(log, topics)
-        if all(not report.differences for report in reports) or time.monotonic() > deadline:
+        seen = sum(report.workflows for report in reports) >= workflows
+        if (seen and all(not report.differences for report in reports)) or time.monotonic() > deadline:
             return reports
         await asyncio.sleep(0.3)
 
