@@ -175,11 +175,12 @@ def user_of(pid: int) -> int:
 
 
 async def test_it_serves_transactions_groups_and_sql_and_leaves_nothing() -> None:
+    others = processes_below(os.getpid())  # the stack that the session's other tests share
     embedded = EmbeddedStack()
     await asyncio.to_thread(embedded.start)
     try:
         directory = embedded.directory
-        witness = Witness(processes_below(os.getpid()))
+        witness = Witness(processes_below(os.getpid()) - others)
         await write(embedded.bootstrap, "greetings", [b"hello", b"world"])
         assert await read(embedded.bootstrap, "greetings", 2) == [b"hello", b"world"]
         assert execute(embedded.postgres, "SELECT current_database(), current_setting('fsync')") == [("sagalog", "on")]
@@ -278,11 +279,12 @@ async def test_a_killed_kafka_comes_back_with_its_topics_and_address(tmp_path: P
 
 
 def test_a_killed_postgres_comes_back_with_its_rows_and_address() -> None:
+    others = processes_below(os.getpid())
     with EmbeddedStack(kafka=False) as embedded:
         url = embedded.postgres
         execute(url, "CREATE TABLE kept AS SELECT 7 AS number")
         with busy_session(url):
-            witness = Witness(processes_below(os.getpid()))
+            witness = Witness(processes_below(os.getpid()) - others)
             embedded.postgres_server.kill()
             assert witness.all_gone()
         with pytest.raises(psycopg.OperationalError):
