@@ -23,7 +23,6 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +129,7 @@ async def _sessions(options: WatchOptions, metrics: WatchMetrics, clock: Clock, 
             first_ms, longest_ms = limits.SESSION_BACKOFF_MS
             wait_s = rng.uniform(0.5, 1.0) * min(longest_ms, first_ms << min(failures, 16)) / 1000
             logger.error("watch: %s: %s; trying again in %.1f s", type(error).__name__, error, wait_s)
-            await _unless(stop, asyncio.sleep(wait_s))
+            await _wait(stop, wait_s)
         finally:
             await log.close()
 
@@ -158,8 +157,9 @@ class Session:
         await self._require_topics()
         app = self._app()
         try:
+            # A stop waits for the start: cut short, Faust is left in a state from which its own stop does not come back.
             async with asyncio.timeout(limits.START_TIMEOUT_S):
-                await _unless(stop, app.start())
+                await app.start()
             self.was_live = not stop.is_set()
             # Not `wait_until_stopped`: cancelled, it leaves a task behind.
             await app.wait(stop.wait())
@@ -419,15 +419,9 @@ def _log_alert(record: HealthRecord, rule: AlertRule) -> None:
     )
 
 
-async def _unless(stop: asyncio.Event, doing: Awaitable[Any]) -> None:
-    """Until it is done, or `stop` is set: then it is cancelled. Its errors are raised."""
-    task = asyncio.ensure_future(doing)
-    stopping = asyncio.ensure_future(stop.wait())
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    """Until `stop` is set, at most so long."""
     try:
-        await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-    finally:
-        for ended in (task, stopping):
-            ended.cancel()
-        await asyncio.gather(task, stopping, return_exceptions=True)
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sagalog.engine.watch.app import run_watch
+from sagalog.engine.watch.compat import STOP_TIMEOUT_S
 from sagalog.engine.watch.metrics import WatchMetrics
 from sagalog.schemas import records
 from sagalog.schemas.codec import decode_object, encode
@@ -30,7 +31,7 @@ PUBLISH_MS = 100
 START_S = 30.0
 """A take-over waits for the session of a member that is gone."""
 SEEN_S = 10.0
-STOP_S = 5.0
+STOP_S = STOP_TIMEOUT_S + 5.0  # what the watch allows Faust, and its own end
 
 
 def outcome(at_offset: int, *, service: str = "ocr", partition: int = 0, **agents: list[int]) -> Out:
