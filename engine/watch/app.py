@@ -159,7 +159,7 @@ class Session:
         try:
             # A stop waits for the start: cut short, Faust is left in a state from which its own stop does not come back.
             async with asyncio.timeout(limits.START_TIMEOUT_S):
-                await app.start()
+                await asyncio.create_task(app.start())  # in a task of its own, as Faust's worker runs it
             self.was_live = not stop.is_set()
             # Not `wait_until_stopped`: cancelled, it leaves a task behind.
             await app.wait(stop.wait())
