@@ -146,7 +146,7 @@ async def read(bootstrap: str, topic: str, count: int) -> list[bytes]:
     )
     await consumer.start()
     try:
-        return [(await asyncio.wait_for(consumer.getone(), 30)).value or b"" for _ in range(count)]
+        return [(await asyncio.wait_for(consumer.getone(), 90)).value or b"" for _ in range(count)]
     finally:
         await consumer.stop()
 

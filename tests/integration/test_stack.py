@@ -19,7 +19,7 @@ from sagalog.topics.log import Out, TopicPartition
 from sagalog.topics.specs import Topics
 from tests.conftest import PARTITIONS, Stack
 
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 90_000  # a broker that was killed recovers its logs and open transactions first
 # Where a server listens and keeps its data is not the same everywhere.
 KAFKA_PLACES = {"listeners", "controller.quorum.voters", "log.dirs"}
 POSTGRES_PLACES = {"listen_addresses", "unix_socket_directories"}
