@@ -5,6 +5,7 @@ Waiting is not in here: it goes through asyncio, whose loop a simulator replaces
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from typing import Protocol
@@ -43,3 +44,11 @@ class SystemRng:
 
     def uniform(self, low: float, high: float) -> float:
         return self._random.uniform(low, high)
+
+
+async def wait_for_stop(stop: asyncio.Event, seconds: float) -> None:
+    """Until `stop` is set, at most so long: a back-off that an end cuts short."""
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sagalog.engine.runtime.outputs import quarantine
-from sagalog.infra.clock import Clock, Rng
+from sagalog.infra.clock import Clock, Rng, wait_for_stop
 from sagalog.schemas.errors import SagalogError
 from sagalog.topics.log import Consumer, Log, LogError, Message, Producer, TopicPartition
 from sagalog.topics.specs import Topics
@@ -105,7 +105,7 @@ class Projector:
                 self._metrics.reconnects.labels(what).inc()
                 delay_ms = self._backoff_ms()
                 logger.warning("projecting stopped, trying again in %d ms: %s", delay_ms, error)
-                await _wait(stop, delay_ms)
+                await wait_for_stop(stop, delay_ms / 1000)
             finally:
                 self._metrics.connected.set(0)
 
@@ -365,10 +365,3 @@ def projected(topics: Topics) -> tuple[str, ...]:
         topics.health,
         topics.definitions,
     )
-
-
-async def _wait(stop: asyncio.Event, delay_ms: int) -> None:
-    try:
-        await asyncio.wait_for(stop.wait(), delay_ms / 1000)
-    except TimeoutError:
-        return

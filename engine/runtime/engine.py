@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from sagalog.infra.clock import Clock, Rng
+from sagalog.infra.clock import Clock, Rng, wait_for_stop
 from sagalog.schemas.codec import decode_object
 from sagalog.schemas.commands import parse_heartbeat
 from sagalog.schemas.errors import InvalidRecord, SagalogError
@@ -82,13 +82,13 @@ class Engine:
                 failures = 0 if self.session.was_live else failures + 1
                 wait_s = _backoff_s(SESSION_BACKOFF_MS, failures, self.rng)
                 logger.error("engine %s: %s; trying again in %.1f s", self.member, error, wait_s)
-                await wait_for(stop, wait_s)
+                await wait_for_stop(stop, wait_s)
             except Exception:
                 # A bug must not take away the partitions that work: all of them are taken over anew, from the log.
                 failures += 1
                 wait_s = _backoff_s(SESSION_BACKOFF_MS, failures, self.rng)
                 logger.exception("engine %s failed; trying again in %.1f s", self.member, wait_s)
-                await wait_for(stop, wait_s)
+                await wait_for_stop(stop, wait_s)
             finally:
                 self.session = None
 
@@ -456,11 +456,3 @@ def _backoff_s(limits_ms: tuple[int, int], failures: int, rng: Rng) -> float:
     first, longest = limits_ms
     wait_ms: int = min(longest, first << min(failures, 16))
     return rng.uniform(0.5, 1.0) * wait_ms / 1000
-
-
-async def wait_for(stop: asyncio.Event, seconds: float) -> None:
-    """Until `stop` is set, at most so long."""
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return

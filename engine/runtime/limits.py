@@ -32,7 +32,6 @@ CLAIMS_MAX: Final = 20
 """Claims of one take-over that others may win before it starts over."""
 ACK_TIMEOUT_S: Final = 40.0
 """How long a snapshot waits for the acknowledgement of what it covers."""
-STOP_TIMEOUT_S: Final = 10.0
 TOPIC_CHECK_MS: Final = 5_000
 """How often the engine asks whether its topics still exist: a deleted topic only gives empty polls."""
 EVENT_REASON_CHARS_MAX: Final = 500

@@ -39,7 +39,7 @@ from sagalog.engine.watch.metrics import WatchMetrics
 from sagalog.engine.watch.outcomes import parse_outcome, parse_result
 from sagalog.engine.watch.settings import app_settings
 from sagalog.engine.watch.window import AlertRule
-from sagalog.infra.clock import Clock, SystemClock, SystemRng
+from sagalog.infra.clock import Clock, SystemClock, SystemRng, wait_for_stop
 from sagalog.schemas.codec import decode_object, encode
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.ids import check_name
@@ -129,7 +129,7 @@ async def _sessions(options: WatchOptions, metrics: WatchMetrics, clock: Clock, 
             first_ms, longest_ms = limits.SESSION_BACKOFF_MS
             wait_s = rng.uniform(0.5, 1.0) * min(longest_ms, first_ms << min(failures, 16)) / 1000
             logger.error("watch: %s: %s; trying again in %.1f s", type(error).__name__, error, wait_s)
-            await _wait(stop, wait_s)
+            await wait_for_stop(stop, wait_s)
         finally:
             await log.close()
 
@@ -417,11 +417,3 @@ def _log_alert(record: HealthRecord, rule: AlertRule) -> None:
         100 * rule.threshold,
         100 * rule.clear_at,
     )
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    """Until `stop` is set, at most so long."""
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return
