@@ -80,8 +80,9 @@ class WatchConsumer(driver.Consumer):
         """The first offset at or after a time, per partition; the end where nothing is that new."""
         wanted = {KafkaTopicPartition(*partition): at_ms for partition, at_ms in times_ms.items()}
         thread = self._thread
-        found = await thread.call_thread(thread._ensure_consumer().offsets_for_times, wanted)
+        # The ends first: a record that is written between the two questions lies after them, and must be read.
         ends = await self.ends(times_ms)
+        found = await thread.call_thread(thread._ensure_consumer().offsets_for_times, wanted)
         return {
             partition: ends[partition] if found[partition] is None else found[partition].offset
             for partition in times_ms

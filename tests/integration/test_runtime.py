@@ -240,8 +240,10 @@ async def test_an_open_circuit_parks_work_and_releases_it_when_the_service_is_ba
         await system.client.start_many("guarded", {workflow_id: {} for workflow_id in ids})
         await eventually(lambda: _circuit(engine) == "open", 20, "the circuit is not open")
         await eventually(lambda: _withheld(engine) == 40, 20, "not all work is parked")
+        # How many calls it takes until the circuit opens is a matter of speed; from then on only its probes call, one a second.
+        calls_when_parked = bank.calls
         await asyncio.sleep(1.5)
-        assert bank.calls < 150, "a parked workflow must not call"
+        assert bank.calls - calls_when_parked <= 3, "a parked workflow must not call"
         calls_while_down = bank.calls
         bank.up = True
         results = await system.client.wait_all(ids, timeout_s=30)

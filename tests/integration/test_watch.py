@@ -234,17 +234,17 @@ async def test_one_of_two_watches_and_the_other_takes_over(
         try:
             # The group has taken the second in when the first was given everything anew.
             await producer.append(provisioned.outcomes, 0, [outcome(1, reader=[30, 10])])
-            await health.until(of("reader", 30, 10))
+            await health.until(of("reader", 30, 10), START_S)
             await asyncio.sleep(5)
             assert (first.value("watching"), second.value("watching")) == (1, 0)
             await producer.append(provisioned.outcomes, 1, [outcome(1, service="other", reader=[1, 0])])
-            record = await health.until(of("reader", 31, 10))
+            record = await health.until(of("reader", 31, 10), START_S)
             assert second.value("calls", agent="reader", result="ok") == 0
             await first.close()
             assert first.value("calls", agent="reader", result="ok") == 0, "two must not show the same agent"
             await second.is_watching()
             await producer.append(provisioned.outcomes, 1, [outcome(2, service="other", reader=[0, 100])])
-            after = await health.until(lambda record: record["failed"] >= 100)
+            after = await health.until(lambda record: record["failed"] >= 100, START_S)
             assert after["since_ms"] == record["since_ms"]
         finally:
             await second.close()
