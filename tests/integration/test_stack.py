@@ -125,6 +125,8 @@ async def test_kafka_comes_back_with_its_records_and_address(stack: Stack, provi
     finally:
         await asyncio.to_thread(server.start)
     assert stack.bootstrap == address
+    if how == "stop":
+        assert await read(stack, partition, 1) == [b"kept"]
     # A kill right after a commit may cost the transaction its marker; the next of its id ends it (see docs/operations.md).
     await write(stack, partition, b"new")
     assert await read(stack, partition, 2) == [b"kept", b"new"]
