@@ -52,7 +52,7 @@ def check_workflow_id(workflow_id: str, field: str = "workflow_id") -> str:
 
 def command_id(workflow_id: str, step: str, attempt: int, direction: Direction) -> str:
     """The id of one attempt's command: the same for every time it is sent."""
-    return f"{workflow_id}/{step}/{attempt}/{direction.value}"
+    return f"{workflow_id}/{step}/{attempt}/{direction}"
 
 
 def idempotency_key(workflow_id: str, step: str) -> str:

@@ -141,6 +141,8 @@ def _awaited(
     command = ids.command_id(state.workflow_id, event.step, event.attempt, direction)
     if direction is Direction.EXECUTE:
         running, attempt = step.status is StepStatus.RUNNING, step.attempt
+        if token is not None and token == step.token and event.attempt == attempt:
+            token = None  # as it was given out: it need not be derived again
     else:
         running = step.undo is not None and step.undo.status is UndoStatus.RUNNING
         attempt = step.undo.attempt if step.undo is not None else 0

@@ -54,7 +54,7 @@ def execute_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispa
     service = spec.service if step.agent is None else None
     command = _command(state, spec, Direction.EXECUTE, step.attempt, step.agent or spec.agent, service)
     command.input = spec.resolve_input(state)
-    command.timeout_ms = spec.timeout_ms
+    step.token = command.token
     return Dispatch(command, spec.when_open, spec.patience_ms, plan.policy(service) if service else None, state.trace)
 
 

@@ -135,6 +135,8 @@ class StepState:
     failed_attempts: int = 0
     failures: list[FailureRecord] = field(default_factory=list)
     undo: UndoState | None = None
+    token: str = ""
+    """Of the newest attempt, as long as it is at hand; it follows from the seed and is not in the checkpoint."""
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from sagalog.schemas import ids
 from sagalog.schemas.codec import encode
@@ -260,3 +261,29 @@ def test_the_deepest_legal_input_can_be_compensated() -> None:
 
 def test_a_workflow_is_over_or_it_is_not() -> None:
     assert set(WorkflowStatus) - TERMINAL == {"waiting", "running", "compensating", "quarantined"}
+
+
+# --- the short way of reading a result
+
+_ODD = st.sampled_from([None, True, 1, 2.0, "execute", "compensate", "x", [], {}])
+_FIELDS = ("step", "attempt", "direction", "token", "output", "agent", "duration_ms", "another")
+_RESULT: dict[str, Any] = {"step": "ocr", "attempt": 1, "direction": "execute", "token": "t"}
+
+
+@given(st.dictionaries(st.sampled_from(_FIELDS), _ODD, max_size=3), st.sets(st.sampled_from(_FIELDS), max_size=1))
+def test_a_result_is_read_as_the_validator_reads_it(odd: dict[str, Any], missing: set[str]) -> None:
+    document = {name: value for name, value in {**_RESULT, **odd}.items() if name not in missing}
+    validator: TypeAdapter[StepCompleted] = TypeAdapter(StepCompleted)
+    try:
+        expected: StepCompleted | None = validator.validate_python(document)
+    except ValidationError:
+        expected = None
+
+    try:
+        found: Event | None = parse_event(TYPE_OF[StepCompleted].encode(), encode(document))
+    except InvalidRecord:
+        found = None
+
+    assert found == expected
+    if isinstance(found, StepCompleted):
+        assert type(found.direction) is Direction and type(found.attempt) is int
