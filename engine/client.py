@@ -89,10 +89,7 @@ class Client:
 
     async def register(self, definition: Definition, *, replication: int = 1) -> str:
         """Makes the definition known to every partition, and its agents' command topics. Returns its hash; repeatable."""
-        agents = {step.agent for step in definition.steps}
-        agents |= {step.compensate.agent for step in definition.steps if step.compensate and step.compensate.agent}
-        agents |= {step.fallback.agent for step in definition.steps if step.fallback and step.fallback.agent}
-        specs = [commands(agent) for agent in agents]
+        specs = [commands(agent) for agent in definition.agents]
         await provision(self._log, self._topics, specs, partitions=self._partitions, replication=replication)
         event = DefinitionRegistered(definition.model_dump(mode="json"))
         key = (DEFINITION_KEY + definition.hash).encode()

@@ -18,10 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 
 from . import limits
 from .codec import check_json, decode_object, encode_sorted
+from .conditions import Condition
 from .errors import InvalidDefinition, InvalidRecord
 from .ids import NAME_PATTERN
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Text = Annotated[str, Field(min_length=1, max_length=limits.TEXT_CHARS_MAX)]
+WaitMs = Annotated[int, Field(ge=10, le=limits.DEADLINE_MS_MAX)]
 TimeoutMs = Annotated[int, Field(ge=10, le=limits.TIMEOUT_MS_MAX)]
 
 
@@ -101,6 +104,15 @@ class Fallback(_Model):
         return self.agent is None
 
 
+class WhenFailed(StrEnum):
+    """What follows when a critical step, or a compensation, failed for good."""
+
+    STOP = "stop"
+    """The workflow stops and is undone. Of a compensation: the rest is undone all the same."""
+    REVIEW = "review"
+    """It is held, and a review asks an operator to retry it, skip it, complete it by hand or give it up."""
+
+
 class Compensation(_Model):
     """How a step is undone. By default the step's agent is asked to, with {"input": ..., "output": ...} of the step."""
 
@@ -108,13 +120,53 @@ class Compensation(_Model):
     input: Binding | None = None
     timeout_ms: TimeoutMs = 30_000
     retry: Retry = Retry(attempts=10)
+    when_failed: WhenFailed = WhenFailed.STOP
+
+
+class Sleep(_Model):
+    """Instead of an agent: the step ends after so long, or at a time (epoch milliseconds, or text as RFC 3339 has it)."""
+
+    ms: WaitMs | None = None
+    until: Binding | None = None
+
+
+class WaitFor(_Model):
+    """Instead of an agent: the step ends when a signal of this name comes, or came; its output is the signal's payload."""
+
+    signal: Name
+    timeout_ms: WaitMs = Field(description="Past it the step has failed.")
+    payload_schema: dict[str, Any] | None = Field(
+        default=None, description="A signal whose payload does not fit is ignored."
+    )
+
+
+class Task(_Model):
+    """Instead of an agent: a person does it. They see the step's input; its output is what they fill in."""
+
+    title: Text
+    form: dict[str, Any] | None = Field(default=None, description="A JSON Schema that the output must fit.")
+    assignee: Text | None = None
+    group: Text | None = None
+    timeout_ms: WaitMs = Field(description="Past it the step has failed, or is escalated first.")
+    escalate_to: Text | None = Field(
+        default=None, description="Who is asked once `timeout_ms` has passed; they have as long again."
+    )
 
 
 class Step(_Model):
-    """One step: which agent does it, with what, and what happens when it cannot."""
+    """One step: who does it, with what, and what happens when they cannot.
+
+    An agent does it, or the step sleeps, waits for a signal, or is a person's task: exactly one of the four.
+    """
 
     name: Name
-    agent: Name
+    agent: Name | None = None
+    sleep: Sleep | None = None
+    wait_for: WaitFor | None = None
+    task: Task | None = None
+    when: str | None = Field(
+        default=None, description="A condition (CEL). When it does not hold, the step is skipped: its output is null."
+    )
     needs: tuple[Name, ...] = Field(default=(), max_length=limits.NEEDS_MAX)
     input: Binding = FromInput(input="")
     retry: Retry = Retry()
@@ -126,6 +178,7 @@ class Step(_Model):
         default=None, description="A started attempt that is silent for this long counts as lost."
     )
     critical: bool = Field(default=True, description="A critical step that fails stops and undoes the workflow.")
+    when_failed: WhenFailed = Field(default=WhenFailed.STOP, description="Of a critical step.")
     default: Any = Field(default=None, description="The neutral output of an optional step that failed.")
     compensate: Compensation | None = None
     service: Name | None = Field(default=None, description="The external service whose circuit guards this step.")
@@ -192,6 +245,16 @@ class Definition(_Model):
     @cached_property
     def input_validator(self) -> SchemaValidator | None:
         return SchemaValidator(self.input_schema, "input") if self.input_schema is not None else None
+
+    @property
+    def agents(self) -> list[str]:
+        """Every agent that it may send a command to."""
+        found: set[str | None] = set()
+        for step in self.steps:
+            found.add(step.agent)
+            found.add(step.fallback.agent if step.fallback is not None else None)
+            found.add(step.compensate.agent if step.compensate is not None else None)
+        return sorted(agent for agent in found if agent is not None)
 
     def circuit_policy(self, service: str) -> CircuitPolicy:
         return self.services.get(service, CircuitPolicy())
@@ -263,12 +326,19 @@ def _check_definition(definition: Definition) -> None:
         _check_binding(step.input, f"{where}.input", ancestors[step.name])
         if step.compensate is not None and step.compensate.input is not None:
             _check_binding(step.compensate.input, f"{where}.compensate.input", ancestors[step.name] | {step.name})
+        _check_kind(step, where, ancestors[step.name])
+        if step.when is not None:
+            Condition(step.when, f"{where}.when", ancestors[step.name])
         if step.when_open is not WhenOpen.PARK and step.service is None:
             raise _Refused(f"{where}.when_open", f"is {step.when_open.value}, but the step names no service; add one")
         if step.when_open is WhenOpen.FALL_BACK and step.fallback is None:
             raise _Refused(f"{where}.when_open", "is fall_back, but the step has no fallback; add one")
-        if step.critical and step.default is not None:
+        if step.critical and step.when_failed is WhenFailed.STOP and step.default is not None:
             raise _Refused(f"{where}.default", "is never used by a critical step; set critical to false or drop it")
+        if not step.critical and step.when_failed is not WhenFailed.STOP:
+            raise _Refused(
+                f"{where}.when_failed", "is for critical steps; another one is degraded: set critical or drop it"
+            )
         if step.output_schema is not None:
             SchemaValidator(step.output_schema, f"{where}.output_schema")
     if definition.output is not None:
@@ -279,6 +349,29 @@ def _check_definition(definition: Definition) -> None:
     for service in definition.services:
         if service not in used:
             raise _Refused(f"services.{service}", "is used by no step; name it in a step's service or drop it")
+
+
+def _check_kind(step: Step, where: str, reachable: set[str]) -> None:
+    kinds = {"agent": step.agent, "sleep": step.sleep, "wait_for": step.wait_for, "task": step.task}
+    named = [kind for kind, value in kinds.items() if value is not None]
+    if len(named) != 1:
+        given = " and ".join(named) or "none"
+        raise _Refused(where, f"needs exactly one of {', '.join(kinds)}; it has {given}")
+    if step.agent is None:
+        for name in ("retry", "timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms", "service", "fallback"):
+            if getattr(step, name) != Step.model_fields[name].default:
+                raise _Refused(f"{where}.{name}", f"is of agents' attempts, and this step has {named[0]}; drop it")
+        if step.compensate is not None and step.compensate.agent is None:
+            raise _Refused(f"{where}.compensate.agent", "is missing: the step has no agent of its own to undo it")
+    if step.sleep is not None:
+        if (step.sleep.ms is None) == (step.sleep.until is None):
+            raise _Refused(f"{where}.sleep", "needs exactly one of ms, until")
+        if step.sleep.until is not None:
+            _check_binding(step.sleep.until, f"{where}.sleep.until", reachable)
+    if step.wait_for is not None and step.wait_for.payload_schema is not None:
+        SchemaValidator(step.wait_for.payload_schema, f"{where}.wait_for.payload_schema")
+    if step.task is not None and step.task.form is not None:
+        SchemaValidator(step.task.form, f"{where}.task.form")
 
 
 def _ancestors(steps: tuple[Step, ...]) -> dict[str, set[str]]:

@@ -34,6 +34,8 @@ class FailureKind(StrEnum):
     INVALID_OUTPUT = "invalid_output"
     CIRCUIT_OPEN = "circuit_open"
     REVIEW_NEEDED = "review_needed"
+    REJECTED = "rejected"
+    """A person said no."""
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
 
@@ -57,6 +59,8 @@ class Timer(StrEnum):
 
     RETRY = "retry"
     UNDO_RETRY = "undo_retry"
+    WAKE = "wake"
+    """Of a step that sleeps, or waits for a signal or a person: it is time, or it took too long."""
     DEADLINE = "deadline"
     DEFINITION = "definition"
     FORGET = "forget"
@@ -110,6 +114,61 @@ class CancelRequested:
 
     reason: str
     who: str
+
+
+class Action(StrEnum):
+    """What somebody asks of a workflow as a whole."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    TERMINATE = "terminate"
+
+
+class Decision(StrEnum):
+    """What somebody decided about a step."""
+
+    APPROVE = "approve"
+    """Of a task: it is done, with the output as given, or else with the step's input."""
+    REJECT = "reject"
+    """Of a task: the step failed."""
+    RETRY = "retry"
+    """Of a held step or undoing: try it anew, with all its attempts."""
+    SKIP = "skip"
+    """Of a held step: its default stands in. Of a held undoing: it need not be undone."""
+    COMPLETE = "complete"
+    """Of a held step or undoing: somebody did it by hand."""
+    FAIL = "fail"
+    """Of a held step or undoing: give it up."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalReceived:
+    """Something that a step waits for, or will. Its id is the event's: one that comes twice is taken once."""
+
+    name: str
+    payload: Any = None
+    who: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActionRequested:
+    """A person acts on a workflow as a whole."""
+
+    action: Action
+    reason: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepDecided:
+    """A person decided about a step that waits for them: a task, or one that failed for good."""
+
+    step: str
+    decision: Decision
+    who: str
+    reason: str = ""
+    output: Any = None
+    direction: Direction = Direction.EXECUTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +233,9 @@ Event = (
     | StepCompleted
     | StepFailed
     | CancelRequested
+    | SignalReceived
+    | ActionRequested
+    | StepDecided
     | TimerFired
     | AttemptLost
     | AttemptRefused
@@ -187,6 +249,9 @@ KINDS: Final[dict[str, type[Any]]] = {
     "sagalog.step-completed.v1": StepCompleted,
     "sagalog.step-failed.v1": StepFailed,
     "sagalog.cancel-requested.v1": CancelRequested,
+    "sagalog.signal-received.v1": SignalReceived,
+    "sagalog.action-requested.v1": ActionRequested,
+    "sagalog.step-decided.v1": StepDecided,
     "sagalog.timer-fired.v1": TimerFired,
     "sagalog.attempt-lost.v1": AttemptLost,
     "sagalog.attempt-refused.v1": AttemptRefused,

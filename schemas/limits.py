@@ -32,6 +32,19 @@ TIMEOUT_MS_MAX: Final = 7 * 24 * 3600 * 1000
 DEADLINE_MS_MAX: Final = 366 * 24 * 3600 * 1000
 BACKOFF_MS_MAX: Final = 24 * 3600 * 1000
 
+CONDITION_CHARS_MAX: Final = 1_000
+CONDITION_MACROS_MAX: Final = 2
+"""Loops (`all`, `exists`, `map`, `filter`) in one condition: each nested one multiplies the cost by the length of its list."""
+TEXT_CHARS_MAX: Final = 500
+"""A title, an assignee, a reason that a person gave."""
+
+SIGNALS_KEPT_MAX: Final = 100
+"""Signals that a workflow keeps until a step waits for them; further ones are ignored."""
+SIGNAL_KEEP_MS: Final = 7 * 24 * 3600 * 1000
+"""How long a signal is kept for a step to wait for it."""
+HEARD_KEPT_MAX: Final = 100
+"""Ids of signals, actions and decisions that a workflow remembers, the newest, so that one that was sent twice counts once."""
+
 FAILURE_MESSAGE_CHARS_MAX: Final = 500
 FAILURE_DETAILS_BYTES_MAX: Final = 16_384
 ERROR_TYPE_CHARS_MAX: Final = 100

@@ -54,6 +54,8 @@ class UndoRecord(TypedDict):
     started_ms: NotRequired[int]
     finished_ms: NotRequired[int]
     retry_at_ms: NotRequired[int]
+    tried_before: NotRequired[int]
+    """Attempts before an operator had it tried anew."""
     failed_attempts: NotRequired[int]
     failures: NotRequired[list[FailureRecord]]
 
@@ -70,12 +72,15 @@ class StepRecord(TypedDict):
     order: NotRequired[int]
     """1 for the step that ended first."""
     retry_at_ms: NotRequired[int]
+    until_ms: NotRequired[int]
+    """Of a step that awaits something: when it wakes, or has waited long enough."""
+    escalated: NotRequired[bool]
     fell_back_after: NotRequired[int]
-    """Attempts of the step's own agent before its fallback agent took over."""
+    """Attempts that count no more: before a fallback agent took over, or an operator had it tried anew."""
     unknown: NotRequired[bool]
     """An attempt timed out, was lost or answered nonsense: it may have had its effect."""
     stand_in: NotRequired[str]
-    """What stands in for the output of a degraded step: `default`, `fallback` or `fallback:<agent>`."""
+    """Whose the output is, if not the step's own: `default`, `fallback`, `fallback:<agent>` or `operator`."""
     output: NotRequired[Any]
     failed_attempts: NotRequired[int]
     failures: NotRequired[list[FailureRecord]]
@@ -103,6 +108,24 @@ class WithheldRecord(TypedDict):
     service: NotRequired[str]
 
 
+class SignalRecord(TypedDict):
+    """A signal that is kept until a step waits for it."""
+
+    id: str
+    name: str
+    at_ms: int
+    bytes: int
+    payload: NotRequired[Any]
+
+
+class PausedRecord(TypedDict):
+    """Who paused a workflow, when and why."""
+
+    who: str
+    reason: str
+    at_ms: int
+
+
 class CheckpointRecord(TypedDict):
     """`checkpoints`, key = workflow id: the fold's state at an offset. A finished workflow has no steps (a stub)."""
 
@@ -123,6 +146,10 @@ class CheckpointRecord(TypedDict):
     failure: NotRequired[FailureRecord]
     stopped: NotRequired[str]
     """Why a quarantined workflow is stopped."""
+    paused: NotRequired[PausedRecord]
+    signals: NotRequired[list[SignalRecord]]
+    heard: NotRequired[list[str]]
+    """Ids of the signals, actions and decisions that counted, the newest last."""
     finished_ms: NotRequired[int]
     bytes: NotRequired[int]
     steps: NotRequired[list[StepRecord]]
@@ -182,6 +209,15 @@ class DeadLetterRecord(TypedDict):
     failed_attempts: int
 
 
+class DecidedRecord(TypedDict):
+    """What somebody decided about a review, or what made it moot."""
+
+    decision: str
+    who: str
+    reason: str
+    at_ms: int
+
+
 class ReviewRecord(TypedDict):
     """`reviews`, key = workflow id: work that waits for a person, with what they need to decide."""
 
@@ -191,12 +227,15 @@ class ReviewRecord(TypedDict):
     name: str
     step: NotRequired[str]
     kind: str
-    """`review_needed` (the step asked for a person), `compensation_failed` or `quarantined`."""
+    """`task`, `step_failed` and `undo_failed` (held: somebody decides), `review_needed` (the step asked for a person),
+    `compensation_failed` or `quarantined`."""
     reason: str
     details: NotRequired[Any]
     input: NotRequired[Any]
     at_ms: int
     at_offset: int
+    decided: NotRequired[DecidedRecord]
+    """Set in the record that closes the review; without it the review is open."""
 
 
 class OutcomeRecord(TypedDict):

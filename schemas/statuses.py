@@ -23,6 +23,8 @@ class WorkflowStatus(StrEnum):
     """A step asked for a person; all that was done is undone, and the review says what to decide."""
     COMPENSATION_FAILED = "compensation_failed"
     """Something could not be undone; the review says what."""
+    TERMINATED = "terminated"
+    """Somebody ended it at once; nothing is undone."""
     REJECTED = "rejected"
     """The start could not be accepted; the reason is in the result."""
 
@@ -36,6 +38,7 @@ TERMINAL: Final = frozenset(
         WorkflowStatus.CANCELLED,
         WorkflowStatus.REVIEW,
         WorkflowStatus.COMPENSATION_FAILED,
+        WorkflowStatus.TERMINATED,
         WorkflowStatus.REJECTED,
     }
 )
@@ -45,9 +48,15 @@ class StepStatus(StrEnum):
     WAITING = "waiting"
     RUNNING = "running"
     BACKING_OFF = "backing_off"
+    AWAITING = "awaiting"
+    """No agent is at work: the step waits for a time, a signal or a person."""
+    HELD = "held"
+    """Failed for good; an operator decides how it goes on."""
     DONE = "done"
+    SKIPPED = "skipped"
+    """Its condition did not hold: it was not needed."""
     DEGRADED = "degraded"
-    """Failed or bypassed; a default or a fallback stands in."""
+    """Failed or bypassed; a default, a fallback or an operator's word stands in."""
     FAILED = "failed"
     CANCELLED = "cancelled"
     """Not finished because the workflow stopped."""
@@ -60,7 +69,11 @@ class UndoStatus(StrEnum):
     PENDING = "pending"
     RUNNING = "running"
     BACKING_OFF = "backing_off"
+    HELD = "held"
+    """Failed for good; an operator decides how it goes on."""
     DONE = "done"
+    SKIPPED = "skipped"
+    """An operator decided that it need not be undone."""
     FAILED = "failed"
 
 

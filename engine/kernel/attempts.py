@@ -6,7 +6,7 @@ from typing import Any
 
 from sagalog.schemas import ids
 from sagalog.schemas.codec import encode
-from sagalog.schemas.definitions import WhenOpen
+from sagalog.schemas.definitions import WhenFailed, WhenOpen
 from sagalog.schemas.events import (
     REPORTED,
     RETRIED,
@@ -31,6 +31,7 @@ from sagalog.schemas.limits import (
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
+from .closing import dead_letter, note_failure, review, undo_agent
 from .effects import Answered, Called, Effect, Ignored, Reason
 from .plan import Plan, PlanStep
 from .progress import (
@@ -38,17 +39,14 @@ from .progress import (
     back_off_undo,
     backoff_ms,
     cancel_step,
-    dead_letter,
     dispatch,
     end_step,
     end_undo,
-    note_failure,
-    review,
-    stop,
-    undo_agent,
+    give_up,
+    hold_undo,
     undo_next,
 )
-from .state import StepState, Trigger, WorkflowState
+from .state import StepState, WorkflowState
 
 AnyResult = StepCompleted | StepFailed | AttemptLost | AttemptRefused
 
@@ -123,7 +121,7 @@ def refused(state: WorkflowState, plan: Plan, event: AttemptRefused, effects: li
     elif spec.when_open is WhenOpen.FALL_BACK and spec.fallback is not None and step.agent is None:
         _fall_back(state, plan, step, effects)
     else:
-        _give_up(state, plan, step, failure, effects)
+        give_up(state, plan, step, failure, effects)
 
 
 # --- which attempt an event speaks of
@@ -207,7 +205,7 @@ def _step_failed(
     elif spec.fallback is not None and step.agent is None and kind is not FailureKind.REVIEW_NEEDED:
         _fall_back(state, plan, step, effects)
     else:
-        _give_up(state, plan, step, failure, effects)
+        give_up(state, plan, step, failure, effects)
 
 
 def _attempts_left(step: StepState, spec: PlanStep) -> bool:
@@ -229,22 +227,6 @@ def _fall_back(state: WorkflowState, plan: Plan, step: StepState, effects: list[
         dispatch(state, plan, step.index, effects)
 
 
-def _give_up(state: WorkflowState, plan: Plan, step: StepState, failure: FailureRecord, effects: list[Effect]) -> None:
-    spec = plan.steps[step.index]
-    if not spec.critical:
-        dead_letter(state, spec, step, Direction.EXECUTE, effects)
-        step.output = spec.default
-        step.stand_in = "default"
-        end_step(state, plan, step, StepStatus.DEGRADED, "given_up", effects)
-        return
-    if failure["kind"] == FailureKind.REVIEW_NEEDED:
-        review(state, "review_needed", failure["message"], spec.name, effects, failure.get("details"))
-    else:
-        dead_letter(state, spec, step, Direction.EXECUTE, effects)
-    end_step(state, plan, step, StepStatus.FAILED, "given_up", effects)
-    stop(state, plan, Trigger.STEP_FAILED, {**failure, "step": spec.name}, effects)
-
-
 def _undo_failed(
     state: WorkflowState,
     plan: Plan,
@@ -260,20 +242,26 @@ def _undo_failed(
     undo.failed_attempts += 1
     retry = spec.compensate.retry
     retried = FailureKind(failure["kind"]) in RETRIED and failure.get("error_type") not in retry.terminal
-    if retried and undo.attempt < retry.attempts:
+    tried = undo.attempt - undo.tried_before
+    if retried and tried < retry.attempts:
         command = ids.command_id(state.workflow_id, spec.name, undo.attempt, Direction.COMPENSATE)
-        back_off_undo(state, spec, step, backoff_ms(retry, state, command, undo.attempt, retry_after_ms), effects)
+        back_off_undo(state, spec, step, backoff_ms(retry, state, command, tried, retry_after_ms), effects)
         return
     # Recorded and handed to a person; the rest is undone all the same.
-    dead_letter(state, spec, step, Direction.COMPENSATE, effects)
+    held = spec.compensate.when_failed is WhenFailed.REVIEW
+    if not held:
+        dead_letter(state, spec, step, Direction.COMPENSATE, effects)
     review(
         state,
-        "compensation_failed",
-        f"step {spec.name!r} could not be undone: {failure['message']}",
+        "undo_failed" if held else "compensation_failed",
+        f"step {spec.name!r} could not be undone: {failure['message']}"[:FAILURE_MESSAGE_CHARS_MAX],
         spec.name,
         effects,
         {"input": spec.resolve_undo_input(state), "failures": list(undo.failures)},
     )
+    if held:
+        hold_undo(state, plan, step, effects)
+        return
     end_undo(state, plan, step, UndoStatus.FAILED, "given_up", effects)
 
 

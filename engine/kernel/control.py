@@ -1,30 +1,51 @@
-"""Events by which people and the engine steer a workflow from outside: cancel, quarantine."""
+"""Events by which people and the engine steer a workflow as a whole: cancel, pause, resume, terminate, quarantine."""
 
 from __future__ import annotations
 
-from sagalog.schemas.events import CancelRequested, FailureKind
-from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX
-from sagalog.schemas.statuses import WorkflowStatus
+from typing import assert_never
 
-from .effects import Effect, Ignored, Reason
+from sagalog.schemas import ids
+from sagalog.schemas.events import Action, ActionRequested, CancelRequested, FailureKind
+from sagalog.schemas.ids import Direction
+from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, TEXT_CHARS_MAX
+from sagalog.schemas.records import FailureRecord
+from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
+
+from .closing import finish, move_workflow, review
+from .effects import Answered, Dispatch, Effect, Ignored, Reason
 from .plan import Plan
-from .progress import finish, move_workflow, review, stop
-from .state import Trigger, WorkflowState
+from .progress import close_reviews, dispatch, dispatch_undo, execute_dispatch, proceed, stop, undo_dispatch, undo_next
+from .state import NEVER, Trigger, WorkflowState
 
 
 def cancel(state: WorkflowState, plan: Plan | None, event: CancelRequested, effects: list[Effect]) -> None:
     """Stops a workflow and undoes what it did. A compensation that runs already cannot be interrupted."""
-    message = f"cancelled by {event.who}: {event.reason}"[:FAILURE_MESSAGE_CHARS_MAX]
+    cause = _cause(state, f"cancelled by {event.who}: {event.reason}")
     match state.status:
         case WorkflowStatus.RUNNING:
             assert plan is not None
-            cause = {"kind": FailureKind.CANCELLED, "message": message, "at_ms": state.now_ms}
-            stop(state, plan, Trigger.CANCELLED, cause, effects)  # type: ignore[arg-type]
+            stop(state, plan, Trigger.CANCELLED, cause, effects)
         case WorkflowStatus.WAITING:
-            state.failure = {"kind": FailureKind.CANCELLED, "message": message, "at_ms": state.now_ms}
+            state.failure = cause
             finish(state, None, Trigger.CANCELLED, effects)
         case _:
             effects.append(Ignored(Reason.CANNOT_BE_CANCELLED, "CancelRequested"))
+
+
+def act(state: WorkflowState, plan: Plan | None, event: ActionRequested, effects: list[Effect]) -> None:
+    """A person pauses, resumes or terminates the workflow. What its state does not allow is ignored."""
+    match event.action:
+        case Action.PAUSE:
+            done = _pause(state, event)
+        case Action.RESUME:
+            done = _resume(state, plan, effects)
+        case Action.TERMINATE:
+            _terminate(state, plan, event, effects)
+            done = True
+        case _:
+            assert_never(event.action)
+    if not done:
+        effects.append(Ignored(Reason.NOT_POSSIBLE, "ActionRequested"))
 
 
 def quarantine(state: WorkflowState, reason: str, effects: list[Effect]) -> None:
@@ -36,3 +57,82 @@ def quarantine(state: WorkflowState, reason: str, effects: list[Effect]) -> None
             review(state, "quarantined", state.stopped, None, effects)
         case _:
             effects.append(Ignored(Reason.ALREADY_FINISHED if state.terminal else Reason.STOPPED, "Quarantined"))
+
+
+def _pause(state: WorkflowState, event: ActionRequested) -> bool:
+    if state.status not in (WorkflowStatus.RUNNING, WorkflowStatus.COMPENSATING) or state.paused is not None:
+        return False
+    state.paused = {
+        "who": event.who[:TEXT_CHARS_MAX],
+        "reason": event.reason[:TEXT_CHARS_MAX],
+        "at_ms": state.now_ms,
+    }
+    return True
+
+
+def _resume(state: WorkflowState, plan: Plan | None, effects: list[Effect]) -> bool:
+    if state.status is WorkflowStatus.QUARANTINED:
+        if plan is None or not state.steps:
+            return False  # it stopped before it began: cancelling is not possible either, terminating is
+        move_workflow(state, Trigger.RESUMED if state.failure is None else Trigger.RESUMED_UNDOING, effects)
+        state.stopped = None
+        _send_again(state, plan, effects)
+    elif state.paused is None:
+        return False
+    assert plan is not None
+    state.paused = None
+    _go_on(state, plan, effects)
+    return True
+
+
+def _send_again(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
+    """What was out when the workflow stopped: its answers were ignored since. The same ids, so nothing is done twice."""
+    for step in state.steps:
+        if step.status is StepStatus.RUNNING:
+            _again(execute_dispatch(state, plan, step), effects)
+        if step.undo is not None and step.undo.status is UndoStatus.RUNNING:
+            _again(undo_dispatch(state, plan, step), effects)
+
+
+def _again(sent: Dispatch, effects: list[Effect]) -> None:
+    # Whoever still counts the first sending stops counting it.
+    effects.append(Answered(sent.command.command_id))
+    effects.append(sent)
+
+
+def _go_on(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
+    """What came due while nothing was to begin, and whatever can begin now."""
+    for step in state.steps:
+        if step.status is StepStatus.BACKING_OFF and step.retry_at_ms == NEVER:
+            dispatch(state, plan, step.index, effects)
+        undo = step.undo
+        if undo is not None and undo.status is UndoStatus.BACKING_OFF and undo.retry_at_ms == NEVER:
+            dispatch_undo(state, plan, step, effects)
+    if state.status is WorkflowStatus.COMPENSATING:
+        undo_next(state, plan, effects)
+    else:
+        proceed(state, plan, range(len(plan.steps)), effects)
+
+
+def _terminate(state: WorkflowState, plan: Plan | None, event: ActionRequested, effects: list[Effect]) -> None:
+    """Ends the workflow as it stands. What is out is not waited for, nothing is undone: the result shows what was done."""
+    state.failure = _cause(state, f"terminated by {event.who}: {event.reason}")
+    if plan is not None:
+        for step in state.steps:
+            name = plan.steps[step.index].name
+            if step.status is StepStatus.RUNNING:
+                out = ids.command_id(state.workflow_id, name, step.attempt, Direction.EXECUTE)
+                effects.append(Answered(out))
+            if step.undo is not None and step.undo.status is UndoStatus.RUNNING:
+                out = ids.command_id(state.workflow_id, name, step.undo.attempt, Direction.COMPENSATE)
+                effects.append(Answered(out))
+        close_reviews(state, plan, "the workflow was terminated", effects)
+    finish(state, plan, Trigger.TERMINATED, effects)
+
+
+def _cause(state: WorkflowState, message: str) -> FailureRecord:
+    return {
+        "kind": FailureKind.CANCELLED,
+        "message": message[:FAILURE_MESSAGE_CHARS_MAX],
+        "at_ms": state.now_ms,
+    }

@@ -25,6 +25,12 @@ class Reason(StrEnum):
     CANNOT_BE_CANCELLED = "cannot_be_cancelled"
     KNOWN_DEFINITION = "known_definition"
     NO_CIRCUIT = "no_circuit"
+    UNKNOWN_SIGNAL = "unknown_signal"
+    DUPLICATE = "duplicate"
+    INVALID_PAYLOAD = "invalid_payload"
+    SIGNALS_FULL = "signals_full"
+    NOT_POSSIBLE = "not_possible"
+    """Of an action or a decision: the workflow, or the step, is not in a state for it."""
 
 
 @dataclass(slots=True)
@@ -80,6 +86,13 @@ class DeadLettered:
 @dataclass(slots=True)
 class ReviewNeeded:
     """A person has to look."""
+
+    record: ReviewRecord
+
+
+@dataclass(slots=True)
+class ReviewClosed:
+    """A review is decided, or moot: its record says so."""
 
     record: ReviewRecord
 
@@ -145,6 +158,7 @@ Effect = (
     | Finished
     | DeadLettered
     | ReviewNeeded
+    | ReviewClosed
     | Ignored
     | Quarantine
     | Moved

@@ -17,6 +17,7 @@ import orjson
 from sagalog.schemas.definitions import parse_definition
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import (
+    ActionRequested,
     AttemptLost,
     AttemptRefused,
     CancelRequested,
@@ -24,7 +25,9 @@ from sagalog.schemas.events import (
     Event,
     Owned,
     Quarantined,
+    SignalReceived,
     StepCompleted,
+    StepDecided,
     StepFailed,
     TimerFired,
     WorkflowStarted,
@@ -33,7 +36,8 @@ from sagalog.schemas.events import (
 from sagalog.schemas.ids import check_workflow_id
 from sagalog.schemas.statuses import WorkflowStatus
 
-from . import attempts, control, starts, timers
+from . import attempts, control, people, starts, timers
+from .closing import review
 from .effects import (
     ClaimLost,
     DefinitionKnown,
@@ -45,7 +49,6 @@ from .effects import (
     Reason,
 )
 from .plan import Plan, compile_plan
-from .progress import review
 from .record import Record
 from .state import WorkflowState, restore
 
@@ -138,8 +141,10 @@ class Partition:
 
     def _apply(self, workflow_id: str | None, event: Event, record: Record, effects: list[Effect]) -> None:
         match event:
-            case StepCompleted() | StepFailed() | WorkflowStarted() | CancelRequested():
+            case StepCompleted() | StepFailed() | WorkflowStarted():
                 pass  # first: these are nearly all
+            case CancelRequested() | ActionRequested() | SignalReceived() | StepDecided():
+                pass
             case Owned():
                 self._owned(event, effects)
                 return
@@ -165,7 +170,7 @@ class Partition:
         if state.terminal and not isinstance(event, TimerFired):
             effects.append(Ignored(Reason.ALREADY_FINISHED, type(event).__name__))
             return
-        if state.status is WorkflowStatus.QUARANTINED:
+        if state.status is WorkflowStatus.QUARANTINED and not isinstance(event, ActionRequested):
             effects.append(Ignored(Reason.STOPPED, type(event).__name__))
             return
         clock_before, offset_before, effects_before = state.now_ms, state.at_offset, len(effects)
@@ -191,6 +196,8 @@ class Partition:
                 forget = timers.fired(state, plan, event, offset_before, effects)
             case CancelRequested():
                 control.cancel(state, plan, event, effects)
+            case ActionRequested() | SignalReceived() | StepDecided():
+                people.heard(state, plan, event, record, effects)
             case Quarantined():
                 control.quarantine(state, event.reason, effects)
             case WorkflowStarted() | DefinitionRegistered() | Owned():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sagalog.schemas.conditions import Condition
 from sagalog.schemas.definitions import (
     Binding,
     CircuitPolicy,
@@ -17,7 +18,12 @@ from sagalog.schemas.definitions import (
     FromStep,
     Retry,
     SchemaValidator,
+    Sleep,
+    Step,
+    Task,
     Value,
+    WaitFor,
+    WhenFailed,
     WhenOpen,
 )
 
@@ -34,6 +40,15 @@ class PlanStep:
     index: int
     name: str
     agent: str
+    """Empty when the step awaits something instead."""
+    awaits: Sleep | WaitFor | Task | None
+    resolve_until: Resolve | None
+    """Of a sleep until a time."""
+    payload_validator: SchemaValidator | None
+    """Of a signal's payload, or a task's output."""
+    when: Condition | None
+    when_steps: tuple[tuple[str, int], ...]
+    """The steps that `when` looks at, with their places."""
     needs: tuple[int, ...]
     dependents: tuple[int, ...]
     resolve_input: Resolve
@@ -42,6 +57,7 @@ class PlanStep:
     start_timeout_ms: int
     heartbeat_timeout_ms: int | None
     critical: bool
+    when_failed: WhenFailed
     default: Any
     compensate: Compensation | None
     resolve_undo_input: Resolve
@@ -73,6 +89,8 @@ class Plan:
     leaves: tuple[int, ...]
     resolve_output: Resolve | None
     input_validator: SchemaValidator | None
+    signals: frozenset[str]
+    """Names of signals that some step waits for."""
 
     def policy(self, service: str) -> CircuitPolicy:
         return self.definition.circuit_policy(service)
@@ -81,6 +99,10 @@ class Plan:
 def compile_plan(definition: Definition) -> Plan:
     """The plan of a definition, which was checked when it was built."""
     index = {step.name: place for place, step in enumerate(definition.steps)}
+    conditions = [
+        Condition(step.when, f"steps.{step.name}.when", index.keys()) if step.when is not None else None
+        for step in definition.steps
+    ]
     dependents: list[list[int]] = [[] for _ in definition.steps]
     for place, step in enumerate(definition.steps):
         for need in step.needs:
@@ -89,7 +111,12 @@ def compile_plan(definition: Definition) -> Plan:
         PlanStep(
             index=place,
             name=step.name,
-            agent=step.agent,
+            agent=step.agent or "",
+            awaits=step.sleep or step.wait_for or step.task,
+            resolve_until=_compile(step.sleep.until, index) if step.sleep is not None and step.sleep.until else None,
+            payload_validator=_payload_validator(step),
+            when=conditions[place],
+            when_steps=_looked_at(conditions[place], index),
             needs=tuple(index[need] for need in step.needs),
             dependents=tuple(dependents[place]),
             resolve_input=_compile(step.input, index),
@@ -98,6 +125,7 @@ def compile_plan(definition: Definition) -> Plan:
             start_timeout_ms=step.start_timeout_ms,
             heartbeat_timeout_ms=step.heartbeat_timeout_ms,
             critical=step.critical,
+            when_failed=step.when_failed,
             default=step.default,
             compensate=step.compensate,
             resolve_undo_input=_compile_undo(step.compensate, step.input, place, index),
@@ -118,7 +146,20 @@ def compile_plan(definition: Definition) -> Plan:
         leaves=tuple(step.index for step in steps if not step.dependents),
         resolve_output=_compile(definition.output, index) if definition.output is not None else None,
         input_validator=definition.input_validator,
+        signals=frozenset(step.wait_for.signal for step in definition.steps if step.wait_for is not None),
     )
+
+
+def _payload_validator(step: Step) -> SchemaValidator | None:
+    if step.wait_for is not None and step.wait_for.payload_schema is not None:
+        return SchemaValidator(step.wait_for.payload_schema, "payload")
+    if step.task is not None and step.task.form is not None:
+        return SchemaValidator(step.task.form, "output")
+    return None
+
+
+def _looked_at(condition: Condition | None, index: dict[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple((name, index[name]) for name in condition.steps) if condition is not None else ()
 
 
 def _compile_undo(compensate: Compensation | None, step_input: Binding, place: int, index: dict[str, int]) -> Resolve:

@@ -4,27 +4,42 @@ Rules:
 - A workflow that stops first drains: attempts that are out are waited for (or lost), and what they did is undone with the
   rest. So nothing can land behind a compensation that does not know of it.
 - One undoing runs at a time, in exact reverse order of completion.
+- While a workflow is paused nothing begins, forward or backward; what ends meanwhile is taken note of.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections import deque
+from collections.abc import Iterable
 
 from sagalog.schemas import ids
-from sagalog.schemas.codec import encode
 from sagalog.schemas.commands import Command
-from sagalog.schemas.definitions import Retry, WhenOpen
+from sagalog.schemas.conditions import Condition, ConditionFailed
+from sagalog.schemas.definitions import Retry, Task, WhenFailed, WhenOpen
 from sagalog.schemas.events import FailureKind
 from sagalog.schemas.ids import Direction
-from sagalog.schemas.limits import FAILURES_KEPT_MAX, REMEMBER_MS, STATE_BYTES_MAX
-from sagalog.schemas.records import DeadLetterRecord, FailureRecord, MissingRecord, ResultRecord, ReviewRecord
+from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX
+from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from .effects import DeadLettered, Dispatch, Effect, Finished, Moved, ReviewNeeded
+from . import waits
+from .closing import (
+    close_review,
+    close_step,
+    dead_letter,
+    finish,
+    move_step_to,
+    move_workflow,
+    note_failure,
+    review,
+    undo_agent,
+)
+from .effects import Dispatch, Effect, Moved
 from .plan import Plan, PlanStep
-from .state import NEVER, StepState, Trigger, WorkflowState, dump_steps, move_step, move_undo
+from .state import NEVER, StepState, Trigger, WorkflowState, move_undo
 
-ENDED_WELL = (StepStatus.DONE, StepStatus.DEGRADED)
+ENDED_WELL = (StepStatus.DONE, StepStatus.DEGRADED, StepStatus.SKIPPED)
+_STOPPABLE = (StepStatus.WAITING, StepStatus.BACKING_OFF, StepStatus.AWAITING, StepStatus.HELD)
 
 
 # --- forward
@@ -34,14 +49,54 @@ def begin(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
     """The workflow runs from here: its first steps go out."""
     state.steps = [StepState(place) for place in range(len(plan.steps))]
     state.open_steps = len(plan.steps)
-    for place in plan.roots:
-        dispatch(state, plan, place, effects)
+    proceed(state, plan, plan.roots, effects)
+
+
+def proceed(state: WorkflowState, plan: Plan, places: Iterable[int], effects: list[Effect]) -> None:
+    """Begins what can begin among these steps, and what follows from those that end at once; ends the workflow after its last.
+
+    A queue, not a recursion: a chain of a hundred steps that are all skipped is one event's work.
+    """
+    queue = deque(places)
+    while queue and state.status is WorkflowStatus.RUNNING and state.paused is None:
+        step = state.steps[queue.popleft()]
+        spec = plan.steps[step.index]
+        if step.status is not StepStatus.WAITING or not _needs_met(state, spec):
+            continue
+        if enter(state, plan, step, spec, effects):
+            queue.extend(spec.dependents)
+    if state.status is WorkflowStatus.RUNNING and state.open_steps == 0:
+        gaps = any(s.status is StepStatus.DEGRADED for s in state.steps)
+        finish(state, plan, Trigger.ENDED_WITH_GAPS if gaps else Trigger.ALL_STEPS_ENDED, effects)
+
+
+def _needs_met(state: WorkflowState, spec: PlanStep) -> bool:
+    return all(state.steps[need].status in ENDED_WELL for need in spec.needs)
+
+
+def enter(state: WorkflowState, plan: Plan, step: StepState, spec: PlanStep, effects: list[Effect]) -> bool:
+    """Begins a step; True when that is also its good end."""
+    try:
+        if spec.when is not None and not _needed(state, spec.when, spec):
+            close_step(state, step, spec, StepStatus.SKIPPED, "not_needed", effects)
+            return True
+        if spec.awaits is not None:
+            return waits.enter(state, step, spec, effects)
+    except (ConditionFailed, waits.CannotWait) as error:
+        _cannot_begin(state, plan, step, str(error), effects)
+        return False
+    dispatch(state, plan, step.index, effects)
+    return False
+
+
+def _needed(state: WorkflowState, when: Condition, spec: PlanStep) -> bool:
+    return when.holds(state.input, {name: state.steps[place].output for name, place in spec.when_steps})
 
 
 def dispatch(state: WorkflowState, plan: Plan, place: int, effects: list[Effect]) -> None:
     """Sends the next attempt of a step."""
     step = state.steps[place]
-    _move_step(state, step, plan.steps[place], StepStatus.RUNNING, "dispatched", effects)
+    move_step_to(state, step, plan.steps[place], StepStatus.RUNNING, "dispatched", effects)
     step.attempt += 1
     if not step.started_ms:
         step.started_ms = state.now_ms
@@ -63,25 +118,53 @@ def end_step(
 ) -> None:
     """A step has ended, well or not; whatever waited for it can go on."""
     spec = plan.steps[step.index]
-    _move_step(state, step, spec, after, trigger, effects)
-    step.finished_ms = state.now_ms
-    state.open_steps -= 1
-    state.ended_steps += 1
-    step.order = state.ended_steps
+    close_step(state, step, spec, after, trigger, effects)
     if state.status is WorkflowStatus.COMPENSATING:
         undo_next(state, plan, effects)
-        return
-    if after is StepStatus.FAILED:
-        return
-    for place in spec.dependents:
-        waiting = state.steps[place]
-        if waiting.status is StepStatus.WAITING and all(
-            state.steps[need].status in ENDED_WELL for need in plan.steps[place].needs
-        ):
-            dispatch(state, plan, place, effects)
-    if state.open_steps == 0:
-        gaps = any(s.status is StepStatus.DEGRADED for s in state.steps)
-        finish(state, plan, Trigger.ENDED_WITH_GAPS if gaps else Trigger.ALL_STEPS_ENDED, effects)
+    elif after is not StepStatus.FAILED:
+        proceed(state, plan, spec.dependents, effects)
+
+
+# --- a step that failed for good
+
+
+def _cannot_begin(state: WorkflowState, plan: Plan, step: StepState, message: str, effects: list[Effect]) -> None:
+    # Nobody was asked, and trying again would change nothing.
+    failure: FailureRecord = {
+        "kind": FailureKind.TERMINAL,
+        "message": message[:FAILURE_MESSAGE_CHARS_MAX],
+        "at_ms": state.now_ms,
+    }
+    note_failure(state, step.failures, failure)
+    step.failed_attempts += 1
+    give_up(state, plan, step, failure, effects)
+
+
+def give_up(state: WorkflowState, plan: Plan, step: StepState, failure: FailureRecord, effects: list[Effect]) -> None:
+    """No attempt is left, or none makes sense: a default stands in, an operator decides, or the workflow stops."""
+    spec = plan.steps[step.index]
+    if not spec.critical:
+        dead_letter(state, spec, step, Direction.EXECUTE, effects)
+        step.output = spec.default
+        step.stand_in = "default"
+        end_step(state, plan, step, StepStatus.DEGRADED, "given_up", effects)
+    elif spec.when_failed is WhenFailed.REVIEW:
+        move_step_to(state, step, spec, StepStatus.HELD, "held", effects)
+        details = {"input": spec.resolve_input(state), "failures": list(step.failures)}
+        reason = f"step {spec.name!r} failed for good: {failure['message']}"
+        review(state, "step_failed", reason[:FAILURE_MESSAGE_CHARS_MAX], spec.name, effects, details)
+    else:
+        if failure["kind"] == FailureKind.REVIEW_NEEDED:
+            review(state, "review_needed", failure["message"], spec.name, effects, failure.get("details"))
+        else:
+            dead_letter(state, spec, step, Direction.EXECUTE, effects)
+        fail_step(state, plan, step, failure, effects)
+
+
+def fail_step(state: WorkflowState, plan: Plan, step: StepState, failure: FailureRecord, effects: list[Effect]) -> None:
+    """A critical step failed: the workflow stops."""
+    end_step(state, plan, step, StepStatus.FAILED, "given_up", effects)
+    stop(state, plan, Trigger.STEP_FAILED, {**failure, "step": plan.steps[step.index].name}, effects)
 
 
 # --- backward
@@ -91,15 +174,18 @@ def stop(state: WorkflowState, plan: Plan, trigger: Trigger, cause: FailureRecor
     """The workflow goes no further: what is not out is cancelled, what is out is waited for, what was done is undone."""
     move_workflow(state, trigger, effects)
     state.failure = cause
+    state.paused = None
     for step in state.steps:
-        if step.status is StepStatus.WAITING or step.status is StepStatus.BACKING_OFF:
+        if step.status in _STOPPABLE:
             cancel_step(state, plan, step, effects)
     undo_next(state, plan, effects)
 
 
 def cancel_step(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
     """The step is not tried (again). With an unknown outcome it takes part in the compensation."""
-    _move_step(state, step, plan.steps[step.index], StepStatus.CANCELLED, "stopped", effects)
+    spec = plan.steps[step.index]
+    _close_review(state, step, spec, "the workflow stopped", effects)
+    move_step_to(state, step, spec, StepStatus.CANCELLED, "stopped", effects)
     state.open_steps -= 1
     if step.unknown:
         state.ended_steps += 1
@@ -107,10 +193,25 @@ def cancel_step(state: WorkflowState, plan: Plan, step: StepState, effects: list
         step.finished_ms = state.now_ms
 
 
+def close_reviews(state: WorkflowState, plan: Plan, why: str, effects: list[Effect]) -> None:
+    """Whatever waits for a person in this workflow is moot."""
+    for step in state.steps:
+        spec = plan.steps[step.index]
+        _close_review(state, step, spec, why, effects)
+        if step.undo is not None and step.undo.status is UndoStatus.HELD:
+            close_review(state, spec.name, step.undo.status, "moot", "sagalog", why, effects)
+
+
+def _close_review(state: WorkflowState, step: StepState, spec: PlanStep, why: str, effects: list[Effect]) -> None:
+    if step.status is StepStatus.HELD or (step.status is StepStatus.AWAITING and isinstance(spec.awaits, Task)):
+        close_review(state, spec.name, step.status, "moot", "sagalog", why, effects)
+
+
 def undo_next(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
     """Once nothing is out any more: undoes the step that ended last, or ends the workflow when all are undone."""
-    if any(step.status is StepStatus.RUNNING for step in state.steps):
+    if state.paused is not None or any(step.status is StepStatus.RUNNING for step in state.steps):
         return
+    held = False
     newest: StepState | None = None
     for step in state.steps:
         if step.undo is None:
@@ -118,11 +219,12 @@ def undo_next(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
         assert step.undo is not None
         if step.undo.status is UndoStatus.RUNNING or step.undo.status is UndoStatus.BACKING_OFF:
             return
+        held = held or step.undo.status is UndoStatus.HELD
         if step.undo.status is UndoStatus.PENDING and (newest is None or step.order > newest.order):
             newest = step
     if newest is not None:
         dispatch_undo(state, plan, newest, effects)
-    else:
+    elif not held:
         finish(state, plan, _how_it_ended(state), effects)
 
 
@@ -154,12 +256,6 @@ def undo_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch
     return Dispatch(command, WhenOpen.PARK, spec.undo_patience_ms, policy, state.trace)
 
 
-def undo_agent(step: StepState, spec: PlanStep) -> str:
-    """Who undoes a step: the agent that the definition names for it, else the one that did it (which may be the fallback)."""
-    assert spec.compensate is not None
-    return spec.compensate.agent or step.agent or spec.agent
-
-
 def end_undo(
     state: WorkflowState, plan: Plan, step: StepState, after: UndoStatus, trigger: str, effects: list[Effect]
 ) -> None:
@@ -169,6 +265,15 @@ def end_undo(
     undo = move_undo(step, after)
     undo.finished_ms = state.now_ms
     effects.append(_moved_undo(state, plan.steps[step.index], before, after, trigger, undo.attempt))
+    undo_next(state, plan, effects)
+
+
+def hold_undo(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
+    """An undoing failed for good, and an operator decides; the others go on."""
+    assert step.undo is not None
+    before = step.undo.status
+    undo = move_undo(step, UndoStatus.HELD)
+    effects.append(_moved_undo(state, plan.steps[step.index], before, undo.status, "held", undo.attempt))
     undo_next(state, plan, effects)
 
 
@@ -195,76 +300,7 @@ def _how_it_ended(state: WorkflowState) -> Trigger:
             return Trigger.UNDONE if UndoStatus.DONE in ledger else Trigger.NOTHING_TO_UNDO
 
 
-# --- the end
-
-
-def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: list[Effect]) -> None:
-    """The workflow is over. Its result goes out; of its state a stub stays for as long as the id is remembered."""
-    move_workflow(state, trigger, effects)
-    missing = manifest(state, plan) if plan is not None else []
-    result: ResultRecord = {
-        "workflow_id": state.workflow_id,
-        "definition": state.definition,
-        "name": state.name,
-        "status": state.status,  # type: ignore[typeddict-item]
-        "started_ms": state.started_ms,
-        "finished_ms": state.now_ms,
-        "at_offset": state.at_offset,
-        "input": state.input,
-        "completeness": _completeness(state),
-        "missing": missing,
-        "steps": dump_steps(state, plan) if plan is not None else [],
-    }
-    if state.status is WorkflowStatus.COMPLETED or state.status is WorkflowStatus.DEGRADED:
-        assert plan is not None
-        result["output"] = _output(state, plan)
-    if state.failure is not None:
-        result["failure"] = state.failure
-    if state.correlation_id is not None:
-        result["correlation_id"] = state.correlation_id
-    effects.append(Finished(result, state.trace))
-    state.finished_ms = state.now_ms
-    state.deadline_ms = state.now_ms + REMEMBER_MS
-    state.input = state.start = state.failure = None
-    state.steps = []
-    state.bytes = 0
-
-
-def manifest(state: WorkflowState, plan: Plan) -> list[MissingRecord]:
-    """What is missing from the result, why, and what stands in: one line per degraded step, in the definition's order."""
-    missing: list[MissingRecord] = []
-    for step in state.steps:
-        if step.status is StepStatus.DEGRADED:
-            last = step.failures[-1]
-            missing.append(
-                {
-                    "step": plan.steps[step.index].name,
-                    "why": last["message"],
-                    "kind": last["kind"],
-                    "stand_in": step.stand_in or "default",
-                }
-            )
-    return missing
-
-
-def _completeness(state: WorkflowState) -> float:
-    if not state.steps:
-        return 0.0
-    return round(sum(step.status is StepStatus.DONE for step in state.steps) / len(state.steps), 4)
-
-
-def _output(state: WorkflowState, plan: Plan) -> Any:
-    if plan.resolve_output is not None:
-        return plan.resolve_output(state)
-    return {plan.steps[place].name: state.steps[place].output for place in plan.leaves}
-
-
-# --- helpers that several families share
-
-
-def move_workflow(state: WorkflowState, trigger: Trigger, effects: list[Effect]) -> None:
-    before, after = state.move(trigger)
-    effects.append(Moved(state.workflow_id, before, after, trigger))
+# --- helpers
 
 
 def backoff_ms(retry: Retry, state: WorkflowState, command: str, attempt: int, retry_after_ms: int | None) -> int:
@@ -275,80 +311,9 @@ def backoff_ms(retry: Retry, state: WorkflowState, command: str, attempt: int, r
     return max(1, delay, min(retry_after_ms or 0, retry.cap_ms))
 
 
-def note_failure(state: WorkflowState, kept: list[FailureRecord], failure: FailureRecord) -> None:
-    """Keeps the newest failures of a step or an undoing; of a state that is full, only the newest, without its details."""
-    full = state.bytes + _failure_bytes(failure) > STATE_BYTES_MAX
-    if full:
-        # A copy: whoever sends the failure on (a review) still needs its details.
-        failure = failure.copy()
-        failure.pop("details", None)
-    kept.append(failure)
-    state.bytes += _failure_bytes(failure)
-    while len(kept) > (1 if full else FAILURES_KEPT_MAX):
-        state.bytes -= _failure_bytes(kept.pop(0))
-
-
-def _failure_bytes(failure: FailureRecord) -> int:
-    # As the checkpoint will have it: one character of a text may be six bytes of JSON.
-    return len(encode(failure))
-
-
-def dead_letter(
-    state: WorkflowState, spec: PlanStep, step: StepState, direction: Direction, effects: list[Effect]
-) -> None:
-    """The command failed for good: it goes to the dead letters with every attempt that the state has kept."""
-    undo = step.undo if direction is Direction.COMPENSATE else None
-    record: DeadLetterRecord = {
-        "id": ids.command_id(state.workflow_id, spec.name, undo.attempt if undo else step.attempt, direction),
-        "workflow_id": state.workflow_id,
-        "definition": state.definition,
-        "name": state.name,
-        "step": spec.name,
-        "agent": undo_agent(step, spec) if undo else step.agent or spec.agent,
-        "direction": direction,
-        "at_ms": state.now_ms,
-        "at_offset": state.at_offset,
-        "input": spec.resolve_undo_input(state) if undo else spec.resolve_input(state),
-        "failures": list(undo.failures if undo else step.failures),
-        "failed_attempts": undo.failed_attempts if undo else step.failed_attempts,
-    }
-    effects.append(DeadLettered(record))
-
-
-def review(
-    state: WorkflowState, kind: str, reason: str, step: str | None, effects: list[Effect], details: Any = None
-) -> None:
-    """A person has to look at the workflow."""
-    record: ReviewRecord = {
-        "id": f"{state.workflow_id}/{step or '-'}/{kind}",
-        "workflow_id": state.workflow_id,
-        "definition": state.definition,
-        "name": state.name,
-        "kind": kind,
-        "reason": reason,
-        "input": state.input,
-        "at_ms": state.now_ms,
-        "at_offset": state.at_offset,
-    }
-    if step is not None:
-        record["step"] = step
-    if details is not None:
-        record["details"] = details
-    effects.append(ReviewNeeded(record))
-
-
-def _move_step(
-    state: WorkflowState, step: StepState, spec: PlanStep, after: StepStatus, trigger: str, effects: list[Effect]
-) -> None:
-    before = step.status
-    move_step(step, after)
-    attempt = step.attempt + 1 if after is StepStatus.RUNNING else step.attempt
-    effects.append(Moved(state.workflow_id, before, after, trigger, spec.name, False, attempt))
-
-
 def back_off(state: WorkflowState, spec: PlanStep, step: StepState, delay_ms: int, effects: list[Effect]) -> None:
     """The step waits for its next attempt."""
-    _move_step(state, step, spec, StepStatus.BACKING_OFF, "failed", effects)
+    move_step_to(state, step, spec, StepStatus.BACKING_OFF, "failed", effects)
     step.retry_at_ms = state.now_ms + delay_ms
 
 

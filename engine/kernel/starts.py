@@ -20,9 +20,10 @@ from sagalog.schemas.limits import (
     TRACE_BYTES_MAX,
 )
 
+from .closing import finish, move_workflow
 from .effects import Effect
 from .plan import Plan
-from .progress import begin, finish, move_workflow
+from .progress import begin
 from .record import Record
 from .state import NEVER, Trigger, WorkflowState
 

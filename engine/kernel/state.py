@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from sagalog.schemas.records import CheckpointRecord, FailureRecord, StepRecord, UndoRecord
+from sagalog.schemas.records import CheckpointRecord, FailureRecord, PausedRecord, SignalRecord, StepRecord, UndoRecord
 from sagalog.schemas.statuses import TERMINAL, StepStatus, UndoStatus, WorkflowStatus
 
 from .plan import Plan
@@ -38,6 +38,9 @@ class Trigger(StrEnum):
     UNDONE_FOR_REVIEW = "undone_for_review"
     NOT_ALL_UNDONE = "not_all_undone"
     RECORD_QUARANTINED = "record_quarantined"
+    RESUMED = "resumed"
+    RESUMED_UNDOING = "resumed_undoing"
+    TERMINATED = "terminated"
 
 
 _W = WorkflowStatus
@@ -67,6 +70,13 @@ WORKFLOW_MOVES: Final[dict[tuple[WorkflowStatus | None, Trigger], WorkflowStatus
     (_W.WAITING, _T.RECORD_QUARANTINED): _W.QUARANTINED,
     (_W.RUNNING, _T.RECORD_QUARANTINED): _W.QUARANTINED,
     (_W.COMPENSATING, _T.RECORD_QUARANTINED): _W.QUARANTINED,
+    # an operator's word
+    (_W.QUARANTINED, _T.RESUMED): _W.RUNNING,
+    (_W.QUARANTINED, _T.RESUMED_UNDOING): _W.COMPENSATING,
+    (_W.WAITING, _T.TERMINATED): _W.TERMINATED,
+    (_W.RUNNING, _T.TERMINATED): _W.TERMINATED,
+    (_W.COMPENSATING, _T.TERMINATED): _W.TERMINATED,
+    (_W.QUARANTINED, _T.TERMINATED): _W.TERMINATED,
 }
 
 _S = StepStatus
@@ -83,6 +93,25 @@ STEP_MOVES: Final[frozenset[tuple[StepStatus, StepStatus]]] = frozenset(
         (_S.RUNNING, _S.CANCELLED),  # failed while the workflow was stopping: not tried again
         (_S.BACKING_OFF, _S.RUNNING),
         (_S.BACKING_OFF, _S.CANCELLED),
+        # a step whose condition does not hold, or cannot be evaluated
+        (_S.WAITING, _S.SKIPPED),
+        (_S.WAITING, _S.DEGRADED),
+        (_S.WAITING, _S.FAILED),
+        (_S.WAITING, _S.HELD),
+        # a step without an agent: it sleeps, or waits for a signal or a person
+        (_S.WAITING, _S.AWAITING),
+        (_S.AWAITING, _S.DONE),
+        (_S.AWAITING, _S.DEGRADED),
+        (_S.AWAITING, _S.FAILED),
+        (_S.AWAITING, _S.HELD),
+        (_S.AWAITING, _S.CANCELLED),
+        # failed for good, and an operator decides
+        (_S.RUNNING, _S.HELD),
+        (_S.HELD, _S.WAITING),
+        (_S.HELD, _S.DEGRADED),
+        (_S.HELD, _S.DONE),
+        (_S.HELD, _S.FAILED),
+        (_S.HELD, _S.CANCELLED),
     }
 )
 
@@ -97,6 +126,11 @@ UNDO_MOVES: Final[frozenset[tuple[UndoStatus | None, UndoStatus]]] = frozenset(
         (_U.RUNNING, _U.BACKING_OFF),
         (_U.RUNNING, _U.FAILED),
         (_U.BACKING_OFF, _U.RUNNING),
+        (_U.RUNNING, _U.HELD),
+        (_U.HELD, _U.RUNNING),
+        (_U.HELD, _U.DONE),
+        (_U.HELD, _U.SKIPPED),
+        (_U.HELD, _U.FAILED),
     }
 )
 
@@ -112,6 +146,8 @@ class UndoState:
     finished_ms: int = 0
     retry_at_ms: int = NEVER
     failed_attempts: int = 0
+    tried_before: int = 0
+    """Attempts before an operator had it tried anew."""
     failures: list[FailureRecord] = field(default_factory=list)
 
 
@@ -128,6 +164,9 @@ class StepState:
     finished_ms: int = 0
     order: int = 0
     retry_at_ms: int = NEVER
+    until_ms: int = NEVER
+    """Of a step that awaits something: when it wakes, or has waited long enough."""
+    escalated: bool = False
     unknown: bool = False
     stand_in: str | None = None
     fell_back_after: int = 0
@@ -169,6 +208,12 @@ class WorkflowState:
     steps: list[StepState] = field(default_factory=list)
     start: dict[str, Any] | None = None
     """What a waiting start asked for beside its input."""
+    paused: PausedRecord | None = None
+    """Who paused it, when and why; while it is set nothing new begins."""
+    signals: list[SignalRecord] = field(default_factory=list)
+    """Signals that no step has waited for yet, the oldest first."""
+    heard: list[str] = field(default_factory=list)
+    """Ids of the signals, actions and decisions that counted, the newest last."""
 
     @property
     def terminal(self) -> bool:
@@ -190,6 +235,8 @@ class WorkflowState:
                 for step in self.steps:
                     if step.retry_at_ms < due_ms:
                         due_ms = step.retry_at_ms
+                    if step.until_ms < due_ms:
+                        due_ms = step.until_ms
                 return due_ms
             case WorkflowStatus.COMPENSATING:
                 return min((s.undo.retry_at_ms for s in self.steps if s.undo is not None), default=NEVER)
@@ -239,6 +286,12 @@ def dump(state: WorkflowState, plan: Plan | None) -> CheckpointRecord:
         record["stopped"] = state.stopped
     if state.start is not None:
         record["start"] = state.start
+    if state.paused is not None:
+        record["paused"] = state.paused
+    if state.signals:
+        record["signals"] = list(state.signals)
+    if state.heard:
+        record["heard"] = list(state.heard)
     if plan is not None and state.steps:
         record["steps"] = dump_steps(state, plan)
     return record  # type: ignore[return-value]
@@ -260,6 +313,10 @@ def _dump_step(step: StepState, name: str) -> StepRecord:
         record["order"] = step.order
     if step.retry_at_ms != NEVER:
         record["retry_at_ms"] = step.retry_at_ms
+    if step.until_ms != NEVER:
+        record["until_ms"] = step.until_ms
+    if step.escalated:
+        record["escalated"] = True
     if step.unknown:
         record["unknown"] = True
     if step.stand_in is not None:
@@ -278,7 +335,7 @@ def _dump_step(step: StepState, name: str) -> StepRecord:
 
 def _dump_undo(undo: UndoState) -> UndoRecord:
     record: dict[str, Any] = {"status": undo.status, "attempt": undo.attempt}
-    for key in ("order", "started_ms", "finished_ms"):
+    for key in ("order", "started_ms", "finished_ms", "tried_before"):
         if value := getattr(undo, key):
             record[key] = value
     if undo.retry_at_ms != NEVER:
@@ -309,6 +366,9 @@ def restore(workflow_id: str, record: dict[str, Any]) -> WorkflowState:
         at_offset=record["at_offset"],
         bytes=record.get("bytes", 0),
         start=record.get("start"),
+        paused=record.get("paused"),
+        signals=record.get("signals", []),
+        heard=record.get("heard", []),
     )
     state.steps = [_restore_step(index, step) for index, step in enumerate(record.get("steps", ()))]
     for step in state.steps:
@@ -330,6 +390,8 @@ def _restore_step(index: int, record: dict[str, Any]) -> StepState:
         finished_ms=record.get("finished_ms", 0),
         order=record.get("order", 0),
         retry_at_ms=record.get("retry_at_ms", NEVER),
+        until_ms=record.get("until_ms", NEVER),
+        escalated=record.get("escalated", False),
         unknown=record.get("unknown", False),
         stand_in=record.get("stand_in"),
         fell_back_after=record.get("fell_back_after", 0),
@@ -349,6 +411,7 @@ def _restore_undo(record: dict[str, Any]) -> UndoState:
         finished_ms=record.get("finished_ms", 0),
         retry_at_ms=record.get("retry_at_ms", NEVER),
         failed_attempts=record.get("failed_attempts", 0),
+        tried_before=record.get("tried_before", 0),
         failures=record.get("failures", []),
     )
 
@@ -357,7 +420,7 @@ def move_step(step: StepState, after: StepStatus) -> None:
     """Changes a step's status by its table; AssertionError (a bug in the fold) for a change that is not in it."""
     assert (step.status, after) in STEP_MOVES, f"no move of step {step.index} from {step.status} to {after}"
     step.status = after
-    step.retry_at_ms = NEVER
+    step.retry_at_ms = step.until_ms = NEVER
 
 
 def move_undo(step: StepState, after: UndoStatus) -> UndoState:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from sagalog.schemas.definitions import Sleep, Task, WaitFor
 from sagalog.schemas.events import FailureKind, Timer, TimerFired
+from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
+from .closing import close_review, note_failure
 from .effects import Effect, Ignored, Reason
 from .plan import Plan
-from .progress import dispatch, dispatch_undo, stop
+from .progress import dispatch, dispatch_undo, end_step, give_up, stop
 from .starts import definition_missing
 from .state import NEVER, StepState, Trigger, WorkflowState
+from .waits import ask
 
 
 def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, changed_at: int, effects: list[Effect]) -> bool:
@@ -22,14 +26,26 @@ def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, changed_at
             step = _step(state, plan, event)
             if step is not None and step.status is StepStatus.BACKING_OFF and step.attempt == event.attempt:
                 assert plan is not None
-                dispatch(state, plan, step.index, effects)
+                if state.paused is not None:
+                    step.retry_at_ms = NEVER  # it goes out once the workflow is resumed
+                else:
+                    dispatch(state, plan, step.index, effects)
                 return False
         case Timer.UNDO_RETRY:
             step = _step(state, plan, event)
             undo = step.undo if step is not None else None
             if undo is not None and undo.status is UndoStatus.BACKING_OFF and undo.attempt == event.attempt:
                 assert plan is not None and step is not None
-                dispatch_undo(state, plan, step, effects)
+                if state.paused is not None:
+                    undo.retry_at_ms = NEVER
+                else:
+                    dispatch_undo(state, plan, step, effects)
+                return False
+        case Timer.WAKE:
+            step = _step(state, plan, event)
+            if step is not None and step.status is StepStatus.AWAITING and step.attempt == event.attempt:
+                assert plan is not None
+                _woke(state, plan, step, effects)
                 return False
         case Timer.DEADLINE:
             if state.status is WorkflowStatus.RUNNING and state.deadline_ms != NEVER:
@@ -58,9 +74,9 @@ def due_timers(state: WorkflowState, plan: Plan | None, now_ms: int) -> list[tup
             if state.deadline_ms <= now_ms:
                 return [(Timer.DEADLINE, None, None)]
             return [
-                (Timer.RETRY, plan.steps[step.index].name, step.attempt)
+                (Timer.RETRY if step.retry_at_ms <= now_ms else Timer.WAKE, plan.steps[step.index].name, step.attempt)
                 for step in state.steps
-                if step.retry_at_ms <= now_ms
+                if step.retry_at_ms <= now_ms or step.until_ms <= now_ms
             ]
         case WorkflowStatus.COMPENSATING:
             assert plan is not None
@@ -75,12 +91,40 @@ def due_timers(state: WorkflowState, plan: Plan | None, now_ms: int) -> list[tup
             return [(Timer.FORGET, None, state.at_offset)] if state.deadline_ms <= now_ms else []
 
 
+def _woke(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
+    """A step's time has come: a sleep is over, a signal or a person did not come."""
+    spec = plan.steps[step.index]
+    match spec.awaits:
+        case Sleep():
+            end_step(state, plan, step, StepStatus.DONE, "woke", effects)
+            return
+        case WaitFor(signal=name, timeout_ms=timeout_ms):
+            message = f"no signal {name!r} came within {timeout_ms:,} ms"
+        case Task(escalate_to=str() as to) as task if not step.escalated:
+            step.escalated = True
+            step.until_ms = state.now_ms + task.timeout_ms
+            ask(state, step, spec, task, to, effects)
+            return
+        case Task(timeout_ms=timeout_ms):
+            close_review(state, spec.name, step.status, "timeout", "sagalog", "nobody decided in time", effects)
+            message = (
+                f"nobody decided within {timeout_ms:,} ms{', nor once it was escalated' if step.escalated else ''}"
+            )
+        case None:
+            raise AssertionError("a step with an agent awaits nothing")
+    failure: FailureRecord = {
+        "kind": FailureKind.TIMEOUT,
+        "message": message,
+        "at_ms": state.now_ms,
+        "attempt": step.attempt,
+    }
+    note_failure(state, step.failures, failure)
+    step.failed_attempts += 1
+    give_up(state, plan, step, failure, effects)
+
+
 def _deadline_passed(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
-    unfinished = [
-        plan.steps[step.index].name
-        for step in state.steps
-        if step.status in (StepStatus.WAITING, StepStatus.RUNNING, StepStatus.BACKING_OFF)
-    ]
+    unfinished = [plan.steps[step.index].name for step in state.steps if not step.finished_ms]
     message = f"the deadline passed {state.now_ms - state.started_ms:,} ms after the start; unfinished: {', '.join(unfinished)}"
     stop(
         state,

@@ -6,7 +6,7 @@ import base64
 from functools import cache
 from typing import Any, Final
 
-from sagalog.engine.kernel.effects import DeadLettered, Dispatch, Finished, ReviewNeeded
+from sagalog.engine.kernel.effects import DeadLettered, Dispatch, Finished, ReviewClosed, ReviewNeeded
 from sagalog.engine.kernel.record import Record
 from sagalog.schemas import records
 from sagalog.schemas.codec import encode
@@ -105,11 +105,12 @@ def _without_payloads(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: found for key, found in step.items() if key != "output"} for step in steps]
 
 
-def review(effect: ReviewNeeded) -> Out:
+def review(effect: ReviewNeeded | ReviewClosed) -> Out:
     """For `reviews`."""
     record = effect.record
     value = _fitting(record, ("details", "input"))
-    return Out(record["workflow_id"].encode(), value, headers(records.TYPE_REVIEW, record["id"]))
+    ce_id = record["id"] if isinstance(effect, ReviewNeeded) else f"{record['id']}/decided"
+    return Out(record["workflow_id"].encode(), value, headers(records.TYPE_REVIEW, ce_id))
 
 
 def quarantine(message: Message, reason: str, stage: str, workflow_id: str | None, at_ms: int) -> Out:

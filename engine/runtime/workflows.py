@@ -22,6 +22,7 @@ from sagalog.engine.kernel.effects import (
     Moved,
     OwnerChanged,
     Quarantine,
+    ReviewClosed,
     ReviewNeeded,
 )
 from sagalog.engine.kernel.partition import Partition
@@ -258,7 +259,7 @@ class WorkflowMachine:
                     self._metrics.finished(effect)
                 case DeadLettered():
                     self._backlog.append((self._topics.dead_letters, outputs.dead_letter(effect)))
-                case ReviewNeeded():
+                case ReviewNeeded() | ReviewClosed():
                     self._backlog.append((self._topics.reviews, outputs.review(effect)))
                 case Ignored():
                     self._metrics.ignored(effect)

@@ -25,6 +25,7 @@ from sagalog.engine.kernel.effects import (
     Moved,
     OwnerChanged,
     Quarantine,
+    ReviewClosed,
     ReviewNeeded,
 )
 from sagalog.engine.kernel.state import WorkflowState, dump
@@ -35,15 +36,20 @@ from sagalog.schemas.commands import Command
 from sagalog.schemas.definitions import Definition, Step, from_step
 from sagalog.schemas.events import (
     TYPE_OF,
+    Action,
+    ActionRequested,
     AttemptLost,
     AttemptRefused,
     CancelRequested,
+    Decision,
     DefinitionRegistered,
     Event,
     FailureKind,
     Owned,
     Quarantined,
+    SignalReceived,
     StepCompleted,
+    StepDecided,
     StepFailed,
     Timer,
     TimerFired,
@@ -171,6 +177,17 @@ class Driver:
 
     def cancel(self) -> list[Effect]:
         return self.append(CancelRequested("wanted", "tester"))
+
+    def signal(self, name: str, payload: Any = None, *, ce_id: str = "signal-1") -> list[Effect]:
+        return self.append(SignalReceived(name, payload, "tester"), ce_id=ce_id)
+
+    def act(self, action: Action) -> list[Effect]:
+        return self.append(ActionRequested(action, "wanted", "tester"), ce_id=f"action-{len(self.log)}")
+
+    def decide(self, step: str, decision: Decision, output: Any = None, *, undo: bool = False) -> list[Effect]:
+        direction = Direction.COMPENSATE if undo else Direction.EXECUTE
+        event = StepDecided(step, decision, "tester", "because", output, direction)
+        return self.append(event, ce_id=f"decision-{len(self.log)}")
 
     def stop(self, *, epoch: int = 1) -> list[Effect]:
         return self.append(Quarantined(epoch, "sagalog.events/0/7", "not JSON"))
@@ -341,6 +358,8 @@ def _line(effect: Effect) -> str:
             return f"dead letter {_short(letter['id'])}"
         case ReviewNeeded(record=case):
             return f"review {_short(case['id'])}"
+        case ReviewClosed(record=case):
+            return f"review {_short(case['id'])} closed: {case['decided']['decision']}"
         case Ignored(reason=reason):
             return f"ignored {reason}"
         case Quarantine(stage=stage):
@@ -363,6 +382,11 @@ def _short(command_id: str) -> str:
 def step(name: str, *needs: str, **more: Any) -> Step:
     """A step whose agent has its name."""
     return Step(**{"name": name, "agent": name, "needs": needs, **more})
+
+
+def waiting(name: str, *needs: str, **more: Any) -> Step:
+    """A step without an agent."""
+    return Step(**{"name": name, "needs": needs, **more})
 
 
 def saga(*steps: Step, **more: Any) -> Definition:

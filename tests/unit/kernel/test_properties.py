@@ -1,7 +1,8 @@
 """Any saga under any sequence of events: the properties that make a crash, a copy and a second engine harmless.
 
 A story is a definition and a list of numbers. The numbers are read against the state as it is, so that most of them do
-something: answers, failures, losses, timers, cancels - and copies, stale answers, forged tokens, old epochs, rubbish.
+something: answers, failures, losses, timers, signals, decisions, pauses, cancels - and copies, stale answers, forged tokens,
+old epochs, rubbish.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from sagalog.engine.kernel import Partition, Record
 from sagalog.engine.kernel.effects import ClaimLost, Dispatch, Effect, Finished, Ignored, Moved, Quarantine
 from sagalog.engine.kernel.state import STEP_MOVES, UNDO_MOVES, WORKFLOW_MOVES
 from sagalog.schemas.codec import encode
-from sagalog.schemas.definitions import Definition
-from sagalog.schemas.events import FailureKind, Owned, StepCompleted, StepFailed, Timer
+from sagalog.schemas.definitions import Definition, Step, Task
+from sagalog.schemas.events import Action, Decision, FailureKind, Owned, StepCompleted, StepFailed, Timer
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.records import ResultRecord, StepRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from .driver import SEED, WORKFLOW, Driver, saga
+from .driver import SEED, WORKFLOW, Driver, saga, waiting
 from .driver import step as a_step
 
 SERVICE = "bank"
@@ -34,6 +35,13 @@ KINDS = [
     FailureKind.TERMINAL,
     FailureKind.INVALID_INPUT,
     FailureKind.REVIEW_NEEDED,
+]
+AWAITED: list[dict[str, Any]] = [
+    {"sleep": {"ms": 500}},
+    {"wait_for": {"signal": "go", "timeout_ms": 2_000}},
+    {"wait_for": {"signal": "go", "timeout_ms": 2_000, "payload_schema": {"type": "object"}}},
+    {"task": {"title": "look", "timeout_ms": 1_500, "escalate_to": "boss"}},
+    {"task": {"title": "fill in", "timeout_ms": 1_500, "form": {"type": "object"}}},
 ]
 OUTPUTS: list[Any] = [{"x": 1}, {}, None, "text", [1, {"x": 2}]]
 
@@ -55,6 +63,26 @@ def definitions(draw: st.DrawFn) -> Definition:
         if when_open == "fall_back" and fallback is None:
             when_open = "fail"
         retry = {"attempts": draw(st.integers(1, 3)), "base_ms": 100, "cap_ms": 1_000}
+        when_failed = draw(st.sampled_from(["stop", "stop", "review"])) if critical else "stop"
+        when = draw(st.sampled_from([None, None, "input.x == 0", "input.x == 1", "input.nope"]))
+        if needs and draw(st.booleans()):
+            when = f"has(steps.{needs[0]}.x)"
+        awaited = draw(st.sampled_from([None, None, None, *AWAITED]))
+        if awaited is not None:
+            undo = {"retry": retry, "agent": "undoer"}
+            steps.append(
+                waiting(
+                    name,
+                    *needs,
+                    **awaited,
+                    when=when,
+                    critical=critical,
+                    when_failed=when_failed,
+                    compensate=draw(st.sampled_from([None, undo])),
+                )
+            )
+            continue
+        undo_review = draw(st.sampled_from(["stop", "stop", "review"]))
         steps.append(
             a_step(
                 name,
@@ -63,7 +91,17 @@ def definitions(draw: st.DrawFn) -> Definition:
                 retry=retry,
                 critical=critical,
                 default=None if critical else draw(st.sampled_from([None, {"x": 0}])),
-                compensate=draw(st.sampled_from([None, {"retry": retry}, {"retry": retry, "agent": "undoer"}])),
+                when=when,
+                when_failed=when_failed,
+                compensate=draw(
+                    st.sampled_from(
+                        [
+                            None,
+                            {"retry": retry, "when_failed": undo_review},
+                            {"retry": retry, "agent": "undoer", "when_failed": undo_review},
+                        ]
+                    )
+                ),
                 service=service,
                 when_open=when_open,
                 fallback=fallback,
@@ -73,7 +111,7 @@ def definitions(draw: st.DrawFn) -> Definition:
     return saga(*draw(st.permutations(steps)), deadline_ms=draw(st.sampled_from([None, None, 3_000])))
 
 
-MOVES = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=10, max_size=60)
+MOVES = st.lists(st.tuples(st.integers(0, 139), st.integers(0, 99)), min_size=10, max_size=60)
 
 
 @dataclass
@@ -133,7 +171,9 @@ def happen(driver: Driver, what: int, number: int) -> None:
     direction = Direction.COMPENSATE if undo else Direction.EXECUTE
     epoch = driver.partition.epoch
     driver.now_ms += number
-    if what < 30:
+    if what >= 100:
+        intervene(driver, what - 100, number)
+    elif what < 30:
         driver.done(step, OUTPUTS[number % len(OUTPUTS)], attempt=attempt, undo=undo)
     elif what < 48:
         kind = KINDS[number % len(KINDS)]
@@ -169,6 +209,40 @@ def happen(driver: Driver, what: int, number: int) -> None:
         driver.start("saga", "again")
 
 
+def intervene(driver: Driver, what: int, number: int) -> None:
+    """What somebody outside does."""
+    decided = undecided(driver)
+    step, undo = decided[number % len(decided)] if decided else (f"s{number % 6}", number % 2 == 0)
+    if what < 12:
+        driver.signal("go" if number % 8 else "stop", OUTPUTS[number % len(OUTPUTS)], ce_id=f"signal-{number}")
+    elif what < 30:
+        driver.decide(step, list(Decision)[number % len(Decision)], OUTPUTS[number % len(OUTPUTS)], undo=undo)
+    elif what < 33:
+        driver.act(Action.PAUSE)
+    elif what < 37:
+        driver.act(Action.RESUME)
+    elif what < 39:
+        driver.stop(epoch=driver.partition.epoch)
+    elif number > 90:
+        driver.act(Action.TERMINATE)
+
+
+def undecided(driver: Driver) -> list[tuple[str, bool]]:
+    """What waits for a person: (step, whether it is an undoing)."""
+    state = driver.state
+    plan = driver.partition.plan_of(state)
+    if plan is None:
+        return []
+    found = []
+    for step in state.steps:
+        spec = plan.steps[step.index]
+        if step.status is StepStatus.HELD or (step.status is StepStatus.AWAITING and isinstance(spec.awaits, Task)):
+            found.append((spec.name, False))
+        if step.undo is not None and step.undo.status is UndoStatus.HELD:
+            found.append((spec.name, True))
+    return found
+
+
 def tell(definition: Definition, moves: list[tuple[int, int]]) -> Story:
     driver = _Watched(definition)
     driver.start("saga", {"x": 0})
@@ -178,11 +252,16 @@ def tell(definition: Definition, moves: list[tuple[int, int]]) -> Story:
 
 
 def settle(story: Story) -> None:
-    """Faults stop: every command is answered, every timer fires."""
+    """Faults stop: every command is answered, every timer fires, people decide."""
     driver = story.driver
     for _ in range(200):
         if driver.state.terminal:
             return
+        if driver.state.paused is not None or driver.state.status is WorkflowStatus.QUARANTINED:
+            driver.act(Action.RESUME)
+        for step, undo in undecided(driver):
+            driver.decide(step, Decision.FAIL, undo=undo)
+            driver.decide(step, Decision.REJECT)
         for step, attempt, undo in out(driver):
             driver.done(step, {"x": 1}, attempt=attempt, undo=undo)
         if not driver.state.terminal:
@@ -273,8 +352,11 @@ def check_sent(effects: list[Effect]) -> None:
     """Each attempt is sent once, with an unbroken count and a token that only it has; nothing goes out after the end."""
     last = next(place for place, effect in enumerate(effects) if isinstance(effect, Finished))
     assert not [effect for effect in effects[last:] if isinstance(effect, Dispatch)]
-    sent = [effect.command for effect in effects if isinstance(effect, Dispatch)]
-    assert len({command.command_id for command in sent}) == len(sent)
+    dispatched = [effect.command for effect in effects if isinstance(effect, Dispatch)]
+    # After a quarantine what was out is sent again, the very same.
+    sent = list({command.command_id: command for command in reversed(dispatched)}.values())[::-1]
+    stopped = any(isinstance(effect, Moved) and effect.after == WorkflowStatus.QUARANTINED for effect in effects)
+    assert len(sent) == len(dispatched) or stopped
     assert len({command.token for command in sent}) == len(sent)
     attempts: dict[tuple[str, Direction], int] = {}
     for command in sent:
@@ -305,9 +387,11 @@ def check_moves(effects: list[Effect]) -> None:
         status[key] = effect.after
 
 
-def may_have_had_an_effect(step: StepRecord) -> bool:
+def may_have_had_an_effect(step: StepRecord, spec: Step) -> bool:
     """By the step's own agent or by its fallback: it did it, or nobody can say that it did not."""
-    unsaid = {failure["kind"] for failure in step.get("failures", [])} & {"timeout", "lost", "invalid_output"}
+    # Of a wait that timed out nobody was asked to do anything.
+    failures = step.get("failures", []) if spec.agent is not None else []
+    unsaid = {failure["kind"] for failure in failures} & {"timeout", "lost", "invalid_output"}
     return step["status"] == "done" or step.get("stand_in", "").startswith("fallback:") or bool(unsaid)
 
 
@@ -321,6 +405,7 @@ def check_who_undoes(definition: Definition, record: ResultRecord, effects: list
         command = effect.command
         spec = specs[command.step]
         if command.direction is Direction.EXECUTE:
+            assert spec.agent is not None
             assert command.agent in (spec.agent, spec.fallback.agent if spec.fallback else None)
             asked[spec.name] = command.agent
         else:
@@ -328,6 +413,8 @@ def check_who_undoes(definition: Definition, record: ResultRecord, effects: list
             assert command.agent == (spec.compensate.agent or asked[spec.name])
         assert command.service == (spec.service if command.agent == spec.agent else None)
     for found in record["steps"]:
+        if found.get("fell_back_after", 0) == found["attempt"]:
+            continue  # an operator had it tried anew, by its own agent again, and it did not come to that
         assert found.get("agent", specs[found["name"]].agent) == asked.get(found["name"], specs[found["name"]].agent)
 
 
@@ -342,8 +429,10 @@ def check_result(definition: Definition, record: ResultRecord) -> None:
     for name, step in steps.items():
         if "started_ms" in step:
             assert all(steps[need]["order"] < step.get("order", 10**9) for need in specs[name].needs)
+    if record["status"] == "terminated":
+        return
     if forward:
-        assert all(step["status"] in ("done", "degraded") for step in steps.values())
+        assert all(step["status"] in ("done", "degraded", "skipped") for step in steps.values())
         degraded = [name for name, step in steps.items() if step["status"] == "degraded"]
         assert [line["step"] for line in record["missing"]] == degraded
         assert (record["status"] == "degraded") == bool(degraded) == (record["completeness"] < 1.0)
@@ -358,15 +447,16 @@ def check_result(definition: Definition, record: ResultRecord) -> None:
     ]
     assert sorted(s["undo"]["order"] for s in undone) == list(range(1, len(undone) + 1))
     needed = {
-        name for name, step in steps.items() if specs[name].compensate is not None and may_have_had_an_effect(step)
+        name
+        for name, step in steps.items()
+        if specs[name].compensate is not None and may_have_had_an_effect(step, specs[name])
     }
     assert {step["name"] for step in undone} == needed
-    assert all(step["undo"]["status"] in ("done", "failed") for step in undone)
+    assert all(step["undo"]["status"] in ("done", "failed", "skipped") for step in undone)
     failed = any(step["undo"]["status"] == "failed" for step in undone)
     assert (record["status"] == "compensation_failed") == failed
     if not failed:
         kind = record["failure"]["kind"]
-        expected = {"cancelled": "cancelled", "review_needed": "review"}.get(
-            kind, "compensated" if undone else "failed"
-        )
+        done = any(step["undo"]["status"] == "done" for step in undone)
+        expected = {"cancelled": "cancelled", "review_needed": "review"}.get(kind, "compensated" if done else "failed")
         assert record["status"] == expected

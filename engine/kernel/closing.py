@@ -1,0 +1,201 @@
+"""What is written down when something ends: a step, a failure kept, a dead letter, a review, the workflow's result.
+
+Rule: nothing in here decides how a workflow goes on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sagalog.schemas import ids
+from sagalog.schemas.codec import encode
+from sagalog.schemas.ids import Direction
+from sagalog.schemas.limits import FAILURES_KEPT_MAX, REMEMBER_MS, STATE_BYTES_MAX
+from sagalog.schemas.records import DeadLetterRecord, FailureRecord, MissingRecord, ResultRecord, ReviewRecord
+from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
+
+from .effects import DeadLettered, Effect, Finished, Moved, ReviewClosed, ReviewNeeded
+from .plan import Plan, PlanStep
+from .state import StepState, Trigger, WorkflowState, dump_steps, move_step
+
+# --- statuses
+
+
+def move_workflow(state: WorkflowState, trigger: Trigger, effects: list[Effect]) -> None:
+    before, after = state.move(trigger)
+    effects.append(Moved(state.workflow_id, before, after, trigger))
+
+
+def move_step_to(
+    state: WorkflowState, step: StepState, spec: PlanStep, after: StepStatus, trigger: str, effects: list[Effect]
+) -> None:
+    before = step.status
+    move_step(step, after)
+    attempt = step.attempt + 1 if after is StepStatus.RUNNING or after is StepStatus.AWAITING else step.attempt
+    effects.append(Moved(state.workflow_id, before, after, trigger, spec.name, False, attempt))
+
+
+def close_step(
+    state: WorkflowState, step: StepState, spec: PlanStep, after: StepStatus, trigger: str, effects: list[Effect]
+) -> None:
+    """A step has ended, well or not."""
+    move_step_to(state, step, spec, after, trigger, effects)
+    step.finished_ms = state.now_ms
+    state.open_steps -= 1
+    state.ended_steps += 1
+    step.order = state.ended_steps
+
+
+# --- failures
+
+
+def note_failure(state: WorkflowState, kept: list[FailureRecord], failure: FailureRecord) -> None:
+    """Keeps the newest failures of a step or an undoing; of a state that is full, only the newest, without its details."""
+    full = state.bytes + _failure_bytes(failure) > STATE_BYTES_MAX
+    if full:
+        # A copy: whoever sends the failure on (a review) still needs its details.
+        failure = failure.copy()
+        failure.pop("details", None)
+    kept.append(failure)
+    state.bytes += _failure_bytes(failure)
+    while len(kept) > (1 if full else FAILURES_KEPT_MAX):
+        state.bytes -= _failure_bytes(kept.pop(0))
+
+
+def _failure_bytes(failure: FailureRecord) -> int:
+    # As the checkpoint will have it: one character of a text may be six bytes of JSON.
+    return len(encode(failure))
+
+
+def dead_letter(
+    state: WorkflowState, spec: PlanStep, step: StepState, direction: Direction, effects: list[Effect]
+) -> None:
+    """The command failed for good: it goes to the dead letters with every attempt that the state has kept."""
+    undo = step.undo if direction is Direction.COMPENSATE else None
+    record: DeadLetterRecord = {
+        "id": ids.command_id(state.workflow_id, spec.name, undo.attempt if undo else step.attempt, direction),
+        "workflow_id": state.workflow_id,
+        "definition": state.definition,
+        "name": state.name,
+        "step": spec.name,
+        "agent": undo_agent(step, spec) if undo else step.agent or spec.agent,
+        "direction": direction,
+        "at_ms": state.now_ms,
+        "at_offset": state.at_offset,
+        "input": spec.resolve_undo_input(state) if undo else spec.resolve_input(state),
+        "failures": list(undo.failures if undo else step.failures),
+        "failed_attempts": undo.failed_attempts if undo else step.failed_attempts,
+    }
+    effects.append(DeadLettered(record))
+
+
+def review(
+    state: WorkflowState, kind: str, reason: str, step: str | None, effects: list[Effect], details: Any = None
+) -> None:
+    """A person has to look at the workflow."""
+    effects.append(ReviewNeeded(_review(state, kind, reason, step, details)))
+
+
+def close_review(
+    state: WorkflowState, step: str, status: StepStatus | UndoStatus, decision: str, who: str, why: str,
+    effects: list[Effect],
+) -> None:  # fmt: skip
+    """The review of a step that waited for a person is decided, or moot. `status` is what the step was in."""
+    kind = "undo_failed" if isinstance(status, UndoStatus) else _REVIEW_OF[status]
+    record = _review(state, kind, f"step {step!r} was waiting for a decision", step, None)
+    record["decided"] = {"decision": decision, "who": who, "reason": why, "at_ms": state.now_ms}
+    effects.append(ReviewClosed(record))
+
+
+_REVIEW_OF = {StepStatus.AWAITING: "task", StepStatus.HELD: "step_failed"}
+
+
+def _review(state: WorkflowState, kind: str, reason: str, step: str | None, details: Any) -> ReviewRecord:
+    record: ReviewRecord = {
+        "id": f"{state.workflow_id}/{step or '-'}/{kind}",
+        "workflow_id": state.workflow_id,
+        "definition": state.definition,
+        "name": state.name,
+        "kind": kind,
+        "reason": reason,
+        "input": state.input,
+        "at_ms": state.now_ms,
+        "at_offset": state.at_offset,
+    }
+    if step is not None:
+        record["step"] = step
+    if details is not None:
+        record["details"] = details
+    return record
+
+
+def undo_agent(step: StepState, spec: PlanStep) -> str:
+    """Who undoes a step: the agent that the definition names for it, else the one that did it (which may be the fallback)."""
+    assert spec.compensate is not None
+    return spec.compensate.agent or step.agent or spec.agent
+
+
+# --- the end
+
+
+def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: list[Effect]) -> None:
+    """The workflow is over. Its result goes out; of its state a stub stays for as long as the id is remembered."""
+    move_workflow(state, trigger, effects)
+    missing = manifest(state, plan) if plan is not None else []
+    result: ResultRecord = {
+        "workflow_id": state.workflow_id,
+        "definition": state.definition,
+        "name": state.name,
+        "status": state.status,  # type: ignore[typeddict-item]
+        "started_ms": state.started_ms,
+        "finished_ms": state.now_ms,
+        "at_offset": state.at_offset,
+        "input": state.input,
+        "completeness": _completeness(state),
+        "missing": missing,
+        "steps": dump_steps(state, plan) if plan is not None else [],
+    }
+    if state.status is WorkflowStatus.COMPLETED or state.status is WorkflowStatus.DEGRADED:
+        assert plan is not None
+        result["output"] = _output(state, plan)
+    if state.failure is not None:
+        result["failure"] = state.failure
+    if state.correlation_id is not None:
+        result["correlation_id"] = state.correlation_id
+    effects.append(Finished(result, state.trace))
+    state.finished_ms = state.now_ms
+    state.deadline_ms = state.now_ms + REMEMBER_MS
+    state.input = state.start = state.failure = state.paused = None
+    state.steps, state.signals, state.heard = [], [], []
+    state.bytes = 0
+
+
+def manifest(state: WorkflowState, plan: Plan) -> list[MissingRecord]:
+    """What is missing from the result, why, and what stands in: one line per degraded step, in the definition's order."""
+    missing: list[MissingRecord] = []
+    for step in state.steps:
+        if step.status is StepStatus.DEGRADED:
+            last = step.failures[-1]
+            missing.append(
+                {
+                    "step": plan.steps[step.index].name,
+                    "why": last["message"],
+                    "kind": last["kind"],
+                    "stand_in": step.stand_in or "default",
+                }
+            )
+    return missing
+
+
+def _completeness(state: WorkflowState) -> float:
+    # What was not needed is not missing.
+    needed = [step for step in state.steps if step.status is not StepStatus.SKIPPED]
+    if not needed:
+        return 1.0 if state.steps else 0.0
+    return round(sum(step.status is StepStatus.DONE for step in needed) / len(needed), 4)
+
+
+def _output(state: WorkflowState, plan: Plan) -> Any:
+    if plan.resolve_output is not None:
+        return plan.resolve_output(state)
+    return {plan.steps[place].name: state.steps[place].output for place in plan.leaves}
