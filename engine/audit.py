@@ -20,6 +20,7 @@ from sagalog.engine.kernel.effects import (
     Ignored,
     Moved,
     Quarantine,
+    ReviewClosed,
     ReviewNeeded,
 )
 from sagalog.engine.kernel.partition import Partition
@@ -311,7 +312,7 @@ def _concerns(effect: Effect, workflow_id: str, own: bool) -> bool:
             return effect.result["workflow_id"] == workflow_id
         case DeadLettered():
             return effect.record["workflow_id"] == workflow_id
-        case ReviewNeeded():
+        case ReviewNeeded() | ReviewClosed():
             return effect.record["workflow_id"] == workflow_id
         case Quarantine():
             return effect.workflow_id == workflow_id
@@ -340,6 +341,8 @@ def _step(message: Message, effects: list[Effect]) -> Step:
                 others.append(f"dead letter {effect.record['id']}")
             case ReviewNeeded():
                 others.append(f"review: {effect.record['reason']}")
+            case ReviewClosed():
+                others.append(f"review decided: {effect.record.get('decided', {}).get('decision')}")
             case Quarantine():
                 others.append(f"quarantine: {effect.reason}")
             case Ignored():

@@ -22,9 +22,21 @@ from sagalog.schemas import records
 from sagalog.schemas.codec import check_json, decode_object
 from sagalog.schemas.definitions import Definition, parse_definition
 from sagalog.schemas.errors import InvalidRecord, SagalogError
-from sagalog.schemas.events import TYPE_OF, CancelRequested, DefinitionRegistered, Event, WorkflowStarted, encode_event
-from sagalog.schemas.ids import check_workflow_id
-from sagalog.schemas.limits import CORRELATION_ID_CHARS_MAX, DEADLINE_MS_MAX, PAYLOAD_BYTES_MAX
+from sagalog.schemas.events import (
+    TYPE_OF,
+    Action,
+    ActionRequested,
+    CancelRequested,
+    Decision,
+    DefinitionRegistered,
+    Event,
+    SignalReceived,
+    StepDecided,
+    WorkflowStarted,
+    encode_event,
+)
+from sagalog.schemas.ids import Direction, check_name, check_workflow_id, split_item
+from sagalog.schemas.limits import CORRELATION_ID_CHARS_MAX, DEADLINE_MS_MAX, PAYLOAD_BYTES_MAX, SEED_BYTES_MAX
 from sagalog.schemas.records import DEFINITION_KEY, ResultRecord
 from sagalog.topics.log import Consumer, Log, Out, Producer, TopicPartition
 from sagalog.topics.partitioner import partition_of
@@ -213,6 +225,49 @@ class Client:
         """Asks to stop a workflow and undo what it did; its result tells the outcome."""
         check_workflow_id(workflow_id)
         await self._append(workflow_id, CancelRequested(reason, who), self._rng.hex(32))
+
+    async def act(self, workflow_id: str, action: Action, *, reason: str, who: str) -> None:
+        """Pauses, resumes or terminates a workflow; `history` and `show` tell whether its state allowed it."""
+        check_workflow_id(workflow_id)
+        await self._append(workflow_id, ActionRequested(action, reason, who), self._rng.hex(32))
+
+    async def signal(
+        self, workflow_id: str, name: str, payload: Any = None, *, who: str | None = None, signal_id: str | None = None
+    ) -> str:
+        """Sends a signal to a workflow and returns the signal's id; one sent twice with the same id counts once.
+
+        A workflow that does not wait for it yet keeps it. Raises InvalidRecord.
+        """
+        check_workflow_id(workflow_id)
+        check_name(name, "signal")
+        check_json(payload, "payload", PAYLOAD_BYTES_MAX)
+        sent = signal_id or self._rng.hex(32)
+        if len(sent.encode()) > SEED_BYTES_MAX:
+            raise InvalidRecord("signal_id", f"is {len(sent.encode())} bytes, more than {SEED_BYTES_MAX}")
+        await self._append(workflow_id, SignalReceived(name, payload, who), sent)
+        return sent
+
+    async def decide(
+        self,
+        workflow_id: str,
+        step: str,
+        decision: Decision,
+        *,
+        who: str,
+        reason: str = "",
+        output: Any = None,
+        undo: bool = False,
+    ) -> None:
+        """Decides about a task, a step that failed for good and is held, or (with `undo`) a held undoing.
+
+        Raises InvalidRecord. An output that does not fit the task's form, or the step's schema, is ignored by the fold.
+        """
+        check_workflow_id(workflow_id)
+        check_name(split_item(step)[0], "step")
+        check_json(output, "output", PAYLOAD_BYTES_MAX)
+        direction = Direction.COMPENSATE if undo else Direction.EXECUTE
+        event = StepDecided(step, decision, who, reason, output, direction)
+        await self._append(workflow_id, event, self._rng.hex(32))
 
     async def wait(self, workflow_id: str, *, timeout_s: float) -> ResultRecord:
         """The workflow's result, once it has ended. Raises WaitTimeout."""

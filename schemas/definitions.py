@@ -55,6 +55,12 @@ class FromStep(_Model):
     path: str = Field(default="", max_length=500)
 
 
+class FromItem(_Model):
+    """A value of the item, in a step that maps. `item` is a dotted path into it; empty means all of it."""
+
+    item: str = Field(max_length=500)
+
+
 class Value(_Model):
     """A constant."""
 
@@ -67,7 +73,7 @@ class Fields(_Model):
     fields: dict[str, Binding] = Field(max_length=100)
 
 
-Binding = FromInput | FromStep | Value | Fields
+Binding = FromInput | FromStep | FromItem | Value | Fields
 
 
 class Retry(_Model):
@@ -153,6 +159,23 @@ class Task(_Model):
     )
 
 
+class Map(_Model):
+    """The step is done once for each item of a list, several at a time. Its output is the list of the items' outputs."""
+
+    over: Binding = Field(description="The list.")
+    concurrency: int = Field(default=10, ge=1, le=limits.ITEMS_MAX, description="Items at work at a time.")
+    items_max: int = Field(default=100, ge=1, le=limits.ITEMS_MAX, description="A longer list fails the step.")
+    tolerate: int = Field(
+        default=0,
+        ge=0,
+        le=limits.ITEMS_MAX,
+        description="Items that may fail; their output is null, the step degraded.",
+    )
+    tolerate_percent: float = Field(
+        default=0.0, ge=0.0, le=100.0, description="The same, of the items; the larger holds."
+    )
+
+
 class Step(_Model):
     """One step: who does it, with what, and what happens when they cannot.
 
@@ -168,7 +191,8 @@ class Step(_Model):
         default=None, description="A condition (CEL). When it does not hold, the step is skipped: its output is null."
     )
     needs: tuple[Name, ...] = Field(default=(), max_length=limits.NEEDS_MAX)
-    input: Binding = FromInput(input="")
+    map: Map | None = None
+    input: Binding = Field(default=FromInput(input=""), description="Of a step that maps, the default is the item.")
     retry: Retry = Retry()
     timeout_ms: TimeoutMs = Field(default=30_000, description="From the agent's start to its answer, per attempt.")
     start_timeout_ms: TimeoutMs = Field(
@@ -323,9 +347,12 @@ def _check_definition(definition: Definition) -> None:
     ancestors = _ancestors(definition.steps)
     for step in definition.steps:
         where = f"steps.{step.name}"
-        _check_binding(step.input, f"{where}.input", ancestors[step.name])
+        _check_binding(step.input, f"{where}.input", ancestors[step.name], item=step.map is not None)
+        if step.map is not None:
+            _check_binding(step.map.over, f"{where}.map.over", ancestors[step.name])
         if step.compensate is not None and step.compensate.input is not None:
-            _check_binding(step.compensate.input, f"{where}.compensate.input", ancestors[step.name] | {step.name})
+            reachable = ancestors[step.name] | {step.name}
+            _check_binding(step.compensate.input, f"{where}.compensate.input", reachable, item=step.map is not None)
         _check_kind(step, where, ancestors[step.name])
         if step.when is not None:
             Condition(step.when, f"{where}.when", ancestors[step.name])
@@ -358,7 +385,7 @@ def _check_kind(step: Step, where: str, reachable: set[str]) -> None:
         given = " and ".join(named) or "none"
         raise _Refused(where, f"needs exactly one of {', '.join(kinds)}; it has {given}")
     if step.agent is None:
-        for name in ("retry", "timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms", "service", "fallback"):
+        for name in ("map", "retry", "timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms", "service", "fallback"):
             if getattr(step, name) != Step.model_fields[name].default:
                 raise _Refused(f"{where}.{name}", f"is of agents' attempts, and this step has {named[0]}; drop it")
         if step.compensate is not None and step.compensate.agent is None:
@@ -397,7 +424,7 @@ def _ancestors(steps: tuple[Step, ...]) -> dict[str, set[str]]:
     return ancestors
 
 
-def _check_binding(binding: Binding, where: str, reachable: set[str]) -> None:
+def _check_binding(binding: Binding, where: str, reachable: set[str], *, item: bool = False) -> None:
     match binding:
         case FromStep(step=step):
             if step not in reachable:
@@ -406,7 +433,10 @@ def _check_binding(binding: Binding, where: str, reachable: set[str]) -> None:
                 )
         case Fields(fields=fields):
             for name, inner in fields.items():
-                _check_binding(inner, f"{where}.{name}", reachable)
+                _check_binding(inner, f"{where}.{name}", reachable, item=item)
+        case FromItem():
+            if not item:
+                raise _Refused(where, "takes an item, but the step does not map; give it a map, or bind something else")
         case FromInput() | Value():
             pass
 
@@ -421,11 +451,18 @@ def from_step(step: str, path: str = "") -> FromStep:
     return FromStep(step=step, path=path)
 
 
+def from_item(path: str = "") -> FromItem:
+    """Binds to the item of a step that maps, or to the part of it at a dotted path."""
+    return FromItem(item=path)
+
+
 def fields(**bindings: Binding | Any) -> Fields:
     """Binds an object field by field; anything that is not a binding is a constant."""
     return Fields(
         fields={
-            name: binding if isinstance(binding, FromInput | FromStep | Value | Fields) else Value(value=binding)
+            name: binding
+            if isinstance(binding, FromInput | FromStep | FromItem | Value | Fields)
+            else Value(value=binding)
             for name, binding in bindings.items()
         }
     )

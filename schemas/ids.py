@@ -50,6 +50,21 @@ def check_workflow_id(workflow_id: str, field: str = "workflow_id") -> str:
     return workflow_id
 
 
+def item_name(step: str, item: int) -> str:
+    """What the `item`-th of a step that maps is called: in commands, events and rows. No step's own name looks like that."""
+    return f"{step}[{item}]"
+
+
+def split_item(name: str) -> tuple[str, int]:
+    """The step and the item in a name; -1 for a step's own."""
+    step, bracket, rest = name.partition("[")
+    digits = rest.removesuffix("]")
+    if not bracket or digits == rest or not digits.isascii() or not digits.isdigit() or len(digits) > 9:
+        return name, -1
+    item = int(digits)
+    return (step, item) if item_name(step, item) == name else (name, -1)
+
+
 def command_id(workflow_id: str, step: str, attempt: int, direction: Direction) -> str:
     """The id of one attempt's command: the same for every time it is sent."""
     return f"{workflow_id}/{step}/{attempt}/{direction}"

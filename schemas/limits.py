@@ -27,6 +27,9 @@ RECORD_BYTES_MAX: Final = 1_000_000
 DEFINITION_BYTES_MAX: Final = 262_144
 STEPS_MAX: Final = 100
 NEEDS_MAX: Final = 50
+ITEMS_MAX: Final = 1_000
+"""Items of all steps of one workflow that map. Each keeps its own state, and all must fit into one checkpoint; larger lists go
+to an agent in pieces."""
 ATTEMPTS_MAX: Final = 100
 TIMEOUT_MS_MAX: Final = 7 * 24 * 3600 * 1000
 DEADLINE_MS_MAX: Final = 366 * 24 * 3600 * 1000

@@ -80,12 +80,15 @@ class StepRecord(TypedDict):
     unknown: NotRequired[bool]
     """An attempt timed out, was lost or answered nonsense: it may have had its effect."""
     stand_in: NotRequired[str]
-    """Whose the output is, if not the step's own: `default`, `fallback`, `fallback:<agent>` or `operator`."""
+    """Whose the output is, if not the step's own: `default`, `fallback`, `fallback:<agent>`, `operator`, or `items` (some
+    items of a map are missing)."""
     output: NotRequired[Any]
     failed_attempts: NotRequired[int]
     failures: NotRequired[list[FailureRecord]]
     """The newest 20."""
     undo: NotRequired[UndoRecord]
+    items: NotRequired[list[StepRecord]]
+    """Of a step that maps, once it has begun: one for each item, in the order of the list; `name` is `step[0]` and so on."""
 
 
 class MissingRecord(TypedDict):

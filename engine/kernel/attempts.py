@@ -38,13 +38,12 @@ from .progress import (
     back_off,
     back_off_undo,
     backoff_ms,
-    cancel_step,
     dispatch,
+    drop_step,
     end_step,
     end_undo,
     give_up,
     hold_undo,
-    undo_next,
 )
 from .state import StepState, WorkflowState
 
@@ -116,8 +115,7 @@ def refused(state: WorkflowState, plan: Plan, event: AttemptRefused, effects: li
     note_failure(state, step.failures, failure)
     step.failed_attempts += 1
     if state.status is WorkflowStatus.COMPENSATING:
-        cancel_step(state, plan, step, effects)
-        undo_next(state, plan, effects)
+        drop_step(state, plan, step, effects)
     elif spec.when_open is WhenOpen.FALL_BACK and spec.fallback is not None and step.agent is None:
         _fall_back(state, plan, step, effects)
     else:
@@ -131,15 +129,17 @@ def _awaited(
     state: WorkflowState, plan: Plan, event: AnyResult, direction: Direction, token: str | None, effects: list[Effect]
 ) -> StepState | None:
     """The step whose running attempt the event ends; None, with the reason among the effects, when there is none."""
-    place = plan.index.get(event.step)
-    if place is None:
+    step = plan.find(state, event.step)
+    if step is None:
         effects.append(Ignored(Reason.UNKNOWN_STEP, type(event).__name__))
         return None
-    step = state.steps[place]
+    if step.items:
+        effects.append(Ignored(Reason.NOT_WAITED_FOR, type(event).__name__))  # its items have attempts, not itself
+        return None
     command = ids.command_id(state.workflow_id, event.step, event.attempt, direction)
     if direction is Direction.EXECUTE:
         running, attempt = step.status is StepStatus.RUNNING, step.attempt
-        if token is not None and token == step.token and event.attempt == attempt:
+        if token and token == step.token and event.attempt == attempt:
             token = None  # as it was given out: it need not be derived again
     else:
         running = step.undo is not None and step.undo.status is UndoStatus.RUNNING
@@ -196,10 +196,9 @@ def _step_failed(
     step.failed_attempts += 1
     step.unknown = step.unknown or kind in UNKNOWN_OUTCOME
     if state.status is WorkflowStatus.COMPENSATING:
-        cancel_step(state, plan, step, effects)
-        undo_next(state, plan, effects)
+        drop_step(state, plan, step, effects)
     elif kind in RETRIED and failure.get("error_type") not in spec.retry.terminal and _attempts_left(step, spec):
-        command = ids.command_id(state.workflow_id, spec.name, step.attempt, Direction.EXECUTE)
+        command = ids.command_id(state.workflow_id, spec.name_of(step), step.attempt, Direction.EXECUTE)
         delay_ms = backoff_ms(spec.retry, state, command, step.attempt - step.fell_back_after, retry_after_ms)
         back_off(state, spec, step, delay_ms, effects)
     elif spec.fallback is not None and step.agent is None and kind is not FailureKind.REVIEW_NEEDED:
@@ -224,7 +223,7 @@ def _fall_back(state: WorkflowState, plan: Plan, step: StepState, effects: list[
     else:
         step.agent = spec.fallback.agent
         step.fell_back_after = step.attempt
-        dispatch(state, plan, step.index, effects)
+        dispatch(state, plan, step, effects)
 
 
 def _undo_failed(
@@ -244,7 +243,7 @@ def _undo_failed(
     retried = FailureKind(failure["kind"]) in RETRIED and failure.get("error_type") not in retry.terminal
     tried = undo.attempt - undo.tried_before
     if retried and tried < retry.attempts:
-        command = ids.command_id(state.workflow_id, spec.name, undo.attempt, Direction.COMPENSATE)
+        command = ids.command_id(state.workflow_id, spec.name_of(step), undo.attempt, Direction.COMPENSATE)
         back_off_undo(state, spec, step, backoff_ms(retry, state, command, tried, retry_after_ms), effects)
         return
     # Recorded and handed to a person; the rest is undone all the same.
@@ -254,10 +253,10 @@ def _undo_failed(
     review(
         state,
         "undo_failed" if held else "compensation_failed",
-        f"step {spec.name!r} could not be undone: {failure['message']}"[:FAILURE_MESSAGE_CHARS_MAX],
-        spec.name,
+        f"step {spec.name_of(step)!r} could not be undone: {failure['message']}"[:FAILURE_MESSAGE_CHARS_MAX],
+        spec.name_of(step),
         effects,
-        {"input": spec.resolve_undo_input(state), "failures": list(undo.failures)},
+        {"input": spec.resolve_undo_input(state, step.item), "failures": list(undo.failures)},
     )
     if held:
         hold_undo(state, plan, step, effects)

@@ -32,7 +32,7 @@ def move_step_to(
     before = step.status
     move_step(step, after)
     attempt = step.attempt + 1 if after is StepStatus.RUNNING or after is StepStatus.AWAITING else step.attempt
-    effects.append(Moved(state.workflow_id, before, after, trigger, spec.name, False, attempt))
+    effects.append(Moved(state.workflow_id, before, after, trigger, spec.name_of(step), False, attempt))
 
 
 def close_step(
@@ -41,7 +41,8 @@ def close_step(
     """A step has ended, well or not."""
     move_step_to(state, step, spec, after, trigger, effects)
     step.finished_ms = state.now_ms
-    state.open_steps -= 1
+    if step.item < 0:
+        state.open_steps -= 1
     state.ended_steps += 1
     step.order = state.ended_steps
 
@@ -72,17 +73,18 @@ def dead_letter(
 ) -> None:
     """The command failed for good: it goes to the dead letters with every attempt that the state has kept."""
     undo = step.undo if direction is Direction.COMPENSATE else None
+    name = spec.name_of(step)
     record: DeadLetterRecord = {
-        "id": ids.command_id(state.workflow_id, spec.name, undo.attempt if undo else step.attempt, direction),
+        "id": ids.command_id(state.workflow_id, name, undo.attempt if undo else step.attempt, direction),
         "workflow_id": state.workflow_id,
         "definition": state.definition,
         "name": state.name,
-        "step": spec.name,
+        "step": name,
         "agent": undo_agent(step, spec) if undo else step.agent or spec.agent,
         "direction": direction,
         "at_ms": state.now_ms,
         "at_offset": state.at_offset,
-        "input": spec.resolve_undo_input(state) if undo else spec.resolve_input(state),
+        "input": spec.resolve_undo_input(state, step.item) if undo else spec.input_of(state, step),
         "failures": list(undo.failures if undo else step.failures),
         "failed_attempts": undo.failed_attempts if undo else step.failed_attempts,
     }
@@ -197,5 +199,5 @@ def _completeness(state: WorkflowState) -> float:
 
 def _output(state: WorkflowState, plan: Plan) -> Any:
     if plan.resolve_output is not None:
-        return plan.resolve_output(state)
+        return plan.resolve_output(state, -1)
     return {plan.steps[place].name: state.steps[place].output for place in plan.leaves}

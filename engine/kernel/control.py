@@ -11,6 +11,7 @@ from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, TEXT_CHARS_MAX
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
+from . import items
 from .closing import finish, move_workflow, review
 from .effects import Answered, Dispatch, Effect, Ignored, Reason
 from .plan import Plan
@@ -87,7 +88,7 @@ def _resume(state: WorkflowState, plan: Plan | None, effects: list[Effect]) -> b
 
 def _send_again(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
     """What was out when the workflow stopped: its answers were ignored since. The same ids, so nothing is done twice."""
-    for step in state.steps:
+    for step in state.leaves():
         if step.status is StepStatus.RUNNING:
             _again(execute_dispatch(state, plan, step), effects)
         if step.undo is not None and step.undo.status is UndoStatus.RUNNING:
@@ -102,15 +103,18 @@ def _again(sent: Dispatch, effects: list[Effect]) -> None:
 
 def _go_on(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
     """What came due while nothing was to begin, and whatever can begin now."""
-    for step in state.steps:
+    for step in list(state.leaves()):
         if step.status is StepStatus.BACKING_OFF and step.retry_at_ms == NEVER:
-            dispatch(state, plan, step.index, effects)
+            dispatch(state, plan, step, effects)
         undo = step.undo
         if undo is not None and undo.status is UndoStatus.BACKING_OFF and undo.retry_at_ms == NEVER:
             dispatch_undo(state, plan, step, effects)
     if state.status is WorkflowStatus.COMPENSATING:
         undo_next(state, plan, effects)
     else:
+        for step in state.steps:
+            if step.items:
+                items.fill(state, plan, step, effects)
         proceed(state, plan, range(len(plan.steps)), effects)
 
 
@@ -118,8 +122,8 @@ def _terminate(state: WorkflowState, plan: Plan | None, event: ActionRequested, 
     """Ends the workflow as it stands. What is out is not waited for, nothing is undone: the result shows what was done."""
     state.failure = _cause(state, f"terminated by {event.who}: {event.reason}")
     if plan is not None:
-        for step in state.steps:
-            name = plan.steps[step.index].name
+        for step in state.leaves():
+            name = plan.steps[step.index].name_of(step)
             if step.status is StepStatus.RUNNING:
                 out = ids.command_id(state.workflow_id, name, step.attempt, Direction.EXECUTE)
                 effects.append(Answered(out))

@@ -121,11 +121,11 @@ def _fits(plan: Plan, event: SignalReceived) -> bool:
 
 def _decided(state: WorkflowState, plan: Plan, event: StepDecided, size: int, effects: list[Effect]) -> None:
     """Somebody decided about a task, a held step or a held undoing. What does not fit is ignored with the reason."""
-    place = plan.index.get(event.step)
-    if place is None:
+    step = plan.find(state, event.step)
+    if step is None:
         _ignore(Reason.UNKNOWN_STEP, event, effects)
         return
-    step, spec = state.steps[place], plan.steps[place]
+    spec = plan.steps[step.index]
     if event.direction is Direction.COMPENSATE:
         reason = _decide_undo(state, plan, step, spec, event, effects)
     elif isinstance(spec.awaits, Task) and step.status is StepStatus.AWAITING:
@@ -151,7 +151,7 @@ def _decide_task(
         case Decision.APPROVE:
             output = event.output
             if output is None:
-                output = spec.resolve_input(state)
+                output = spec.resolve_input(state, -1)
                 size = len(encode(output))
             if _output_problem(state, spec, output, size):
                 return Reason.INVALID_PAYLOAD
@@ -199,7 +199,8 @@ def _decide_held(
         case Decision.FAIL:
             _close(state, step, spec, event, effects)
             failure = step.failures[-1]
-            dead_letter(state, spec, step, Direction.EXECUTE, effects)
+            if not step.items:
+                dead_letter(state, spec, step, Direction.EXECUTE, effects)
             fail_step(state, plan, step, failure, effects)
         case _:
             return Reason.NOT_POSSIBLE
@@ -216,17 +217,17 @@ def _decide_undo(
         case Decision.RETRY:
             if state.paused is not None:
                 return Reason.NOT_POSSIBLE
-            _close_undo(state, spec, event, effects)
+            _close_undo(state, spec.name_of(step), event, effects)
             undo.tried_before = undo.attempt
             dispatch_undo(state, plan, step, effects)
         case Decision.SKIP:
-            _close_undo(state, spec, event, effects)
+            _close_undo(state, spec.name_of(step), event, effects)
             end_undo(state, plan, step, UndoStatus.SKIPPED, "skipped", effects)
         case Decision.COMPLETE:
-            _close_undo(state, spec, event, effects)
+            _close_undo(state, spec.name_of(step), event, effects)
             end_undo(state, plan, step, UndoStatus.DONE, "completed_by_hand", effects)
         case Decision.FAIL:
-            _close_undo(state, spec, event, effects)
+            _close_undo(state, spec.name_of(step), event, effects)
             dead_letter(state, spec, step, Direction.COMPENSATE, effects)
             end_undo(state, plan, step, UndoStatus.FAILED, "given_up", effects)
         case _:
@@ -242,9 +243,9 @@ def _close(state: WorkflowState, step: StepState, spec: PlanStep, event: StepDec
     close_review(state, spec.name, step.status, event.decision, who, why, effects)
 
 
-def _close_undo(state: WorkflowState, spec: PlanStep, event: StepDecided, effects: list[Effect]) -> None:
+def _close_undo(state: WorkflowState, name: str, event: StepDecided, effects: list[Effect]) -> None:
     who, why = event.who[:TEXT_CHARS_MAX], event.reason[:TEXT_CHARS_MAX]
-    close_review(state, spec.name, UndoStatus.HELD, event.decision, who, why, effects)
+    close_review(state, name, UndoStatus.HELD, event.decision, who, why, effects)
 
 
 def _output_problem(state: WorkflowState, spec: PlanStep, output: Any, size: int) -> bool:

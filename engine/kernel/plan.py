@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sagalog.schemas import ids
 from sagalog.schemas.conditions import Condition
 from sagalog.schemas.definitions import (
     Binding,
@@ -15,7 +16,9 @@ from sagalog.schemas.definitions import (
     Fallback,
     Fields,
     FromInput,
+    FromItem,
     FromStep,
+    Map,
     Retry,
     SchemaValidator,
     Sleep,
@@ -28,9 +31,10 @@ from sagalog.schemas.definitions import (
 )
 
 if TYPE_CHECKING:
-    from .state import WorkflowState
+    from .state import StepState, WorkflowState
 
-Resolve = Callable[["WorkflowState"], Any]
+Resolve = Callable[["WorkflowState", int], Any]
+"""What a binding is for a workflow, and for the item (-1: of a step that does not map)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class PlanStep:
     when: Condition | None
     when_steps: tuple[tuple[str, int], ...]
     """The steps that `when` looks at, with their places."""
+    map: Map | None
+    resolve_items: Resolve | None
     needs: tuple[int, ...]
     dependents: tuple[int, ...]
     resolve_input: Resolve
@@ -65,6 +71,16 @@ class PlanStep:
     when_open: WhenOpen
     fallback: Fallback | None
     output_validator: SchemaValidator | None
+
+    def name_of(self, step: StepState) -> str:
+        """The step's name, or its item's."""
+        return self.name if step.item < 0 else ids.item_name(self.name, step.item)
+
+    def input_of(self, state: WorkflowState, step: StepState) -> Any:
+        """What the step, or the item, gets; of a step that maps the list that it maps over."""
+        if self.resolve_items is not None and step.item < 0:
+            return self.resolve_items(state, -1)
+        return self.resolve_input(state, step.item)
 
     @property
     def patience_ms(self) -> int:
@@ -92,6 +108,17 @@ class Plan:
     signals: frozenset[str]
     """Names of signals that some step waits for."""
 
+    def find(self, state: WorkflowState, name: str) -> StepState | None:
+        """The step of that name, or the item of one that maps; None when there is none."""
+        place = self.index.get(name)
+        if place is not None:
+            return state.steps[place]
+        step, item = ids.split_item(name)
+        place = self.index.get(step)
+        if place is None or item < 0 or item >= len(state.steps[place].items):
+            return None
+        return state.steps[place].items[item]
+
     def policy(self, service: str) -> CircuitPolicy:
         return self.definition.circuit_policy(service)
 
@@ -117,9 +144,11 @@ def compile_plan(definition: Definition) -> Plan:
             payload_validator=_payload_validator(step),
             when=conditions[place],
             when_steps=_looked_at(conditions[place], index),
+            map=step.map,
+            resolve_items=_compile(step.map.over, index) if step.map is not None else None,
             needs=tuple(index[need] for need in step.needs),
             dependents=tuple(dependents[place]),
-            resolve_input=_compile(step.input, index),
+            resolve_input=_compile_input(step, index),
             retry=step.retry,
             timeout_ms=step.timeout_ms,
             start_timeout_ms=step.start_timeout_ms,
@@ -128,7 +157,7 @@ def compile_plan(definition: Definition) -> Plan:
             when_failed=step.when_failed,
             default=step.default,
             compensate=step.compensate,
-            resolve_undo_input=_compile_undo(step.compensate, step.input, place, index),
+            resolve_undo_input=_compile_undo(step, place, index),
             service=step.service,
             when_open=step.when_open,
             fallback=step.fallback,
@@ -162,26 +191,47 @@ def _looked_at(condition: Condition | None, index: dict[str, int]) -> tuple[tupl
     return tuple((name, index[name]) for name in condition.steps) if condition is not None else ()
 
 
-def _compile_undo(compensate: Compensation | None, step_input: Binding, place: int, index: dict[str, int]) -> Resolve:
+def _compile_input(step: Step, index: dict[str, int]) -> Resolve:
+    if step.map is None:
+        return _compile(step.input, index)
+    binding = step.input if "input" in step.model_fields_set else FromItem(item="")
+    return _compile(binding, index, items=_compile(step.map.over, index))
+
+
+def _compile_undo(step: Step, place: int, index: dict[str, int]) -> Resolve:
+    compensate = step.compensate
     if compensate is not None and compensate.input is not None:
-        return _compile(compensate.input, index)
-    resolve_input = _compile(step_input, index)
-    return lambda state: {"input": resolve_input(state), "output": state.steps[place].output}
+        items = _compile(step.map.over, index) if step.map is not None else None
+        return _compile(compensate.input, index, items=items, own=place)
+    resolve_input = _compile_input(step, index)
+    return lambda state, item: {"input": resolve_input(state, item), "output": _output_of(state, place, item)}
 
 
-def _compile(binding: Binding, index: dict[str, int]) -> Resolve:
+def _output_of(state: WorkflowState, place: int, item: int) -> Any:
+    step = state.steps[place]
+    return step.items[item].output if item >= 0 else step.output
+
+
+def _compile(binding: Binding, index: dict[str, int], *, items: Resolve | None = None, own: int = -1) -> Resolve:
+    """`items` is the list that the step maps over; `own` the step whose undoing this is: its output is the item's."""
     match binding:
         case FromInput(input=path):
             parts = _parts(path)
-            return lambda state: _walk(state.input, parts)
+            return lambda state, item: _walk(state.input, parts)
         case FromStep(step=step, path=path):
             place, parts = index[step], _parts(path)
-            return lambda state: _walk(state.steps[place].output, parts)
+            if place == own:
+                return lambda state, item: _walk(_output_of(state, place, item), parts)
+            return lambda state, item: _walk(state.steps[place].output, parts)
+        case FromItem(item=path):
+            assert items is not None, "checked with the definition"
+            all_of_it, parts = items, _parts(path)
+            return lambda state, item: _walk(all_of_it(state, -1)[item], parts)
         case Value(value=value):
-            return lambda state: value
+            return lambda state, item: value
         case Fields(fields=fields):
-            inner = [(name, _compile(part, index)) for name, part in fields.items()]
-            return lambda state: {name: resolve(state) for name, resolve in inner}
+            inner = [(name, _compile(part, index, items=items, own=own)) for name, part in fields.items()]
+            return lambda state, item: {name: resolve(state, item) for name, resolve in inner}
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import waits
+from . import items, waits
 from .closing import (
     close_review,
     close_step,
@@ -82,10 +82,12 @@ def enter(state: WorkflowState, plan: Plan, step: StepState, spec: PlanStep, eff
             return True
         if spec.awaits is not None:
             return waits.enter(state, step, spec, effects)
-    except (ConditionFailed, waits.CannotWait) as error:
+        if spec.map is not None:
+            return items.enter(state, plan, step, spec, spec.map, effects)
+    except (ConditionFailed, waits.CannotWait, items.CannotMap) as error:
         _cannot_begin(state, plan, step, str(error), effects)
         return False
-    dispatch(state, plan, step.index, effects)
+    dispatch(state, plan, step, effects)
     return False
 
 
@@ -93,10 +95,9 @@ def _needed(state: WorkflowState, when: Condition, spec: PlanStep) -> bool:
     return when.holds(state.input, {name: state.steps[place].output for name, place in spec.when_steps})
 
 
-def dispatch(state: WorkflowState, plan: Plan, place: int, effects: list[Effect]) -> None:
-    """Sends the next attempt of a step."""
-    step = state.steps[place]
-    move_step_to(state, step, plan.steps[place], StepStatus.RUNNING, "dispatched", effects)
+def dispatch(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
+    """Sends the next attempt of a step, or of an item."""
+    move_step_to(state, step, plan.steps[step.index], StepStatus.RUNNING, "dispatched", effects)
     step.attempt += 1
     if not step.started_ms:
         step.started_ms = state.now_ms
@@ -107,8 +108,8 @@ def execute_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispa
     """The effect that sends the step's current attempt; the same each time it is made."""
     spec = plan.steps[step.index]
     service = spec.service if step.agent is None else None
-    command = _command(state, spec, Direction.EXECUTE, step.attempt, step.agent or spec.agent, service)
-    command.input = spec.resolve_input(state)
+    command = _command(state, spec, step, Direction.EXECUTE, step.attempt, step.agent or spec.agent, service)
+    command.input = spec.resolve_input(state, step.item)
     step.token = command.token
     return Dispatch(command, spec.when_open, spec.patience_ms, plan.policy(service) if service else None, state.trace)
 
@@ -117,6 +118,9 @@ def end_step(
     state: WorkflowState, plan: Plan, step: StepState, after: StepStatus, trigger: str, effects: list[Effect]
 ) -> None:
     """A step has ended, well or not; whatever waited for it can go on."""
+    if step.item >= 0:
+        items.ended(state, plan, step, after, trigger, effects)
+        return
     spec = plan.steps[step.index]
     close_step(state, step, spec, after, trigger, effects)
     if state.status is WorkflowStatus.COMPENSATING:
@@ -143,20 +147,25 @@ def _cannot_begin(state: WorkflowState, plan: Plan, step: StepState, message: st
 def give_up(state: WorkflowState, plan: Plan, step: StepState, failure: FailureRecord, effects: list[Effect]) -> None:
     """No attempt is left, or none makes sense: a default stands in, an operator decides, or the workflow stops."""
     spec = plan.steps[step.index]
-    if not spec.critical:
+    if step.item >= 0:
         dead_letter(state, spec, step, Direction.EXECUTE, effects)
+        end_step(state, plan, step, StepStatus.FAILED, "given_up", effects)
+        return
+    if not spec.critical:
+        if not step.items:
+            dead_letter(state, spec, step, Direction.EXECUTE, effects)
         step.output = spec.default
         step.stand_in = "default"
         end_step(state, plan, step, StepStatus.DEGRADED, "given_up", effects)
     elif spec.when_failed is WhenFailed.REVIEW:
         move_step_to(state, step, spec, StepStatus.HELD, "held", effects)
-        details = {"input": spec.resolve_input(state), "failures": list(step.failures)}
+        details = {"input": spec.input_of(state, step), "failures": list(step.failures)}
         reason = f"step {spec.name!r} failed for good: {failure['message']}"
         review(state, "step_failed", reason[:FAILURE_MESSAGE_CHARS_MAX], spec.name, effects, details)
     else:
         if failure["kind"] == FailureKind.REVIEW_NEEDED:
             review(state, "review_needed", failure["message"], spec.name, effects, failure.get("details"))
-        else:
+        elif not step.items:
             dead_letter(state, spec, step, Direction.EXECUTE, effects)
         fail_step(state, plan, step, failure, effects)
 
@@ -176,7 +185,9 @@ def stop(state: WorkflowState, plan: Plan, trigger: Trigger, cause: FailureRecor
     state.failure = cause
     state.paused = None
     for step in state.steps:
-        if step.status in _STOPPABLE:
+        if step.items and step.status is StepStatus.RUNNING:
+            items.stop(state, plan, step, effects)
+        elif step.status in _STOPPABLE:
             cancel_step(state, plan, step, effects)
     undo_next(state, plan, effects)
 
@@ -186,20 +197,30 @@ def cancel_step(state: WorkflowState, plan: Plan, step: StepState, effects: list
     spec = plan.steps[step.index]
     _close_review(state, step, spec, "the workflow stopped", effects)
     move_step_to(state, step, spec, StepStatus.CANCELLED, "stopped", effects)
-    state.open_steps -= 1
+    if step.item < 0:
+        state.open_steps -= 1
     if step.unknown:
         state.ended_steps += 1
         step.order = state.ended_steps
         step.finished_ms = state.now_ms
 
 
+def drop_step(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
+    """An attempt ended badly while the workflow was stopping: it is not tried again, and the undoing may go on."""
+    if step.item >= 0:
+        items.cancelled(state, plan, step, effects)
+    else:
+        cancel_step(state, plan, step, effects)
+    undo_next(state, plan, effects)
+
+
 def close_reviews(state: WorkflowState, plan: Plan, why: str, effects: list[Effect]) -> None:
     """Whatever waits for a person in this workflow is moot."""
     for step in state.steps:
-        spec = plan.steps[step.index]
-        _close_review(state, step, spec, why, effects)
+        _close_review(state, step, plan.steps[step.index], why, effects)
+    for step in state.leaves():
         if step.undo is not None and step.undo.status is UndoStatus.HELD:
-            close_review(state, spec.name, step.undo.status, "moot", "sagalog", why, effects)
+            close_review(state, plan.steps[step.index].name_of(step), step.undo.status, "moot", "sagalog", why, effects)
 
 
 def _close_review(state: WorkflowState, step: StepState, spec: PlanStep, why: str, effects: list[Effect]) -> None:
@@ -213,7 +234,7 @@ def undo_next(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
         return
     held = False
     newest: StepState | None = None
-    for step in state.steps:
+    for step in state.leaves():
         if step.undo is None:
             move_undo(step, UndoStatus.PENDING if _to_undo(step, plan) else UndoStatus.NOT_NEEDED)
         assert step.undo is not None
@@ -239,7 +260,7 @@ def dispatch_undo(state: WorkflowState, plan: Plan, step: StepState, effects: li
         state.undone_steps += 1
         undo.order = state.undone_steps
         undo.started_ms = state.now_ms
-    effects.append(_moved_undo(state, spec, before, undo.status, "dispatched", undo.attempt))
+    effects.append(_moved_undo(state, spec.name_of(step), before, undo.status, "dispatched", undo.attempt))
     effects.append(undo_dispatch(state, plan, step))
 
 
@@ -249,8 +270,8 @@ def undo_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch
     assert spec.compensate is not None and step.undo is not None
     agent = undo_agent(step, spec)
     service = spec.service if agent == spec.agent else None
-    command = _command(state, spec, Direction.COMPENSATE, step.undo.attempt, agent, service)
-    command.input = spec.resolve_undo_input(state)
+    command = _command(state, spec, step, Direction.COMPENSATE, step.undo.attempt, agent, service)
+    command.input = spec.resolve_undo_input(state, step.item)
     command.timeout_ms = spec.compensate.timeout_ms
     policy = plan.policy(service) if service else None
     return Dispatch(command, WhenOpen.PARK, spec.undo_patience_ms, policy, state.trace)
@@ -264,7 +285,7 @@ def end_undo(
     before = step.undo.status
     undo = move_undo(step, after)
     undo.finished_ms = state.now_ms
-    effects.append(_moved_undo(state, plan.steps[step.index], before, after, trigger, undo.attempt))
+    effects.append(_moved_undo(state, plan.steps[step.index].name_of(step), before, after, trigger, undo.attempt))
     undo_next(state, plan, effects)
 
 
@@ -273,13 +294,14 @@ def hold_undo(state: WorkflowState, plan: Plan, step: StepState, effects: list[E
     assert step.undo is not None
     before = step.undo.status
     undo = move_undo(step, UndoStatus.HELD)
-    effects.append(_moved_undo(state, plan.steps[step.index], before, undo.status, "held", undo.attempt))
+    effects.append(_moved_undo(state, plan.steps[step.index].name_of(step), before, undo.status, "held", undo.attempt))
     undo_next(state, plan, effects)
 
 
 def _to_undo(step: StepState, plan: Plan) -> bool:
-    if plan.steps[step.index].compensate is None:
-        return False
+    spec = plan.steps[step.index]
+    if spec.compensate is None or (spec.map is not None and step.item < 0):
+        return False  # what a step that maps did, its items did
     # A step whose outcome is unknown may have had its effect: it is undone like one that is known to have had it. What a
     # fallback agent did in its place has to be undone, too; a default or a constant did nothing.
     by_fallback = step.stand_in is not None and step.stand_in.startswith("fallback:")
@@ -287,7 +309,7 @@ def _to_undo(step: StepState, plan: Plan) -> bool:
 
 
 def _how_it_ended(state: WorkflowState) -> Trigger:
-    ledger = {step.undo.status for step in state.steps if step.undo is not None}
+    ledger = {step.undo.status for step in state.leaves() if step.undo is not None}
     if UndoStatus.FAILED in ledger:
         return Trigger.NOT_ALL_UNDONE
     assert state.failure is not None
@@ -297,7 +319,7 @@ def _how_it_ended(state: WorkflowState) -> Trigger:
         case FailureKind.REVIEW_NEEDED:
             return Trigger.UNDONE_FOR_REVIEW
         case _:
-            return Trigger.UNDONE if UndoStatus.DONE in ledger else Trigger.NOTHING_TO_UNDO
+            return Trigger.UNDONE if ledger & {UndoStatus.DONE, UndoStatus.SKIPPED} else Trigger.NOTHING_TO_UNDO
 
 
 # --- helpers
@@ -323,29 +345,36 @@ def back_off_undo(state: WorkflowState, spec: PlanStep, step: StepState, delay_m
     before = step.undo.status
     undo = move_undo(step, UndoStatus.BACKING_OFF)
     undo.retry_at_ms = state.now_ms + delay_ms
-    effects.append(_moved_undo(state, spec, before, undo.status, "failed", undo.attempt))
+    effects.append(_moved_undo(state, spec.name_of(step), before, undo.status, "failed", undo.attempt))
 
 
 def _moved_undo(
-    state: WorkflowState, spec: PlanStep, before: UndoStatus, after: UndoStatus, trigger: str, attempt: int
+    state: WorkflowState, name: str, before: UndoStatus, after: UndoStatus, trigger: str, attempt: int
 ) -> Moved:
-    return Moved(state.workflow_id, before, after, trigger, spec.name, True, attempt)
+    return Moved(state.workflow_id, before, after, trigger, name, True, attempt)
 
 
 def _command(
-    state: WorkflowState, spec: PlanStep, direction: Direction, attempt: int, agent: str, service: str | None
+    state: WorkflowState,
+    spec: PlanStep,
+    step: StepState,
+    direction: Direction,
+    attempt: int,
+    agent: str,
+    service: str | None,
 ) -> Command:
-    command_id = ids.command_id(state.workflow_id, spec.name, attempt, direction)
+    name = spec.name_of(step)
+    command_id = ids.command_id(state.workflow_id, name, attempt, direction)
     return Command(
         command_id=command_id,
         workflow_id=state.workflow_id,
         definition=state.definition,
-        step=spec.name,
+        step=name,
         agent=agent,
         attempt=attempt,
         direction=direction,
         token=ids.token(state.seed, command_id),
-        idempotency_key=ids.idempotency_key(state.workflow_id, spec.name),
+        idempotency_key=ids.idempotency_key(state.workflow_id, name),
         input=None,
         timeout_ms=spec.timeout_ms,
         heartbeat_timeout_ms=spec.heartbeat_timeout_ms,

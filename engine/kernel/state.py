@@ -7,6 +7,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -14,7 +15,7 @@ from typing import Any, Final
 from sagalog.schemas.records import CheckpointRecord, FailureRecord, PausedRecord, SignalRecord, StepRecord, UndoRecord
 from sagalog.schemas.statuses import TERMINAL, StepStatus, UndoStatus, WorkflowStatus
 
-from .plan import Plan
+from .plan import Plan, PlanStep
 
 NEVER: Final = 1 << 62
 """Later than every deadline."""
@@ -112,6 +113,9 @@ STEP_MOVES: Final[frozenset[tuple[StepStatus, StepStatus]]] = frozenset(
         (_S.HELD, _S.DONE),
         (_S.HELD, _S.FAILED),
         (_S.HELD, _S.CANCELLED),
+        # an item of a step that maps, when an operator has the step tried anew
+        (_S.FAILED, _S.WAITING),
+        (_S.CANCELLED, _S.WAITING),
     }
 )
 
@@ -153,9 +157,11 @@ class UndoState:
 
 @dataclass(slots=True)
 class StepState:
-    """One step. `index` is its place in the definition."""
+    """One step, or one item of a step that maps. `index` is the step's place in the definition."""
 
     index: int
+    item: int = -1
+    """Which item this is, of a step that maps."""
     status: StepStatus = StepStatus.WAITING
     attempt: int = 0
     agent: str | None = None
@@ -174,6 +180,8 @@ class StepState:
     failed_attempts: int = 0
     failures: list[FailureRecord] = field(default_factory=list)
     undo: UndoState | None = None
+    items: list[StepState] = field(default_factory=list)
+    """Of a step that maps, once it has begun: a state for each item."""
     token: str = ""
     """Of the newest attempt, as long as it is at hand; it follows from the seed and is not in the checkpoint."""
 
@@ -227,6 +235,14 @@ class WorkflowState:
         self.status = after
         return before, after
 
+    def leaves(self) -> Iterator[StepState]:
+        """Every step that attempts belong to: of a step that maps its items, once it has begun."""
+        for step in self.steps:
+            if step.items:
+                yield from step.items
+            else:
+                yield step
+
     def due_ms(self) -> int:
         """When the next of the workflow's own timers is due; NEVER without one. Milliseconds since the epoch."""
         match self.status:
@@ -237,9 +253,12 @@ class WorkflowState:
                         due_ms = step.retry_at_ms
                     if step.until_ms < due_ms:
                         due_ms = step.until_ms
+                    for item in step.items:
+                        if item.retry_at_ms < due_ms:
+                            due_ms = item.retry_at_ms
                 return due_ms
             case WorkflowStatus.COMPENSATING:
-                return min((s.undo.retry_at_ms for s in self.steps if s.undo is not None), default=NEVER)
+                return min((s.undo.retry_at_ms for s in self.leaves() if s.undo is not None), default=NEVER)
             case WorkflowStatus.QUARANTINED:
                 return NEVER
             case _:
@@ -248,7 +267,7 @@ class WorkflowState:
     def watch_ms(self, plan: Plan) -> int:
         """The longest time that one of the attempts now out may take to answer; 0 when none is out. Milliseconds."""
         longest = 0
-        for step in self.steps:
+        for step in self.leaves():
             spec = plan.steps[step.index]
             if step.status is StepStatus.RUNNING:
                 longest = max(longest, spec.patience_ms)
@@ -299,11 +318,11 @@ def dump(state: WorkflowState, plan: Plan | None) -> CheckpointRecord:
 
 def dump_steps(state: WorkflowState, plan: Plan) -> list[StepRecord]:
     """The steps' records, in the definition's order."""
-    return [_dump_step(step, plan.steps[step.index].name) for step in state.steps]
+    return [_dump_step(step, plan.steps[step.index]) for step in state.steps]
 
 
-def _dump_step(step: StepState, name: str) -> StepRecord:
-    record: StepRecord = {"name": name, "status": step.status, "attempt": step.attempt}
+def _dump_step(step: StepState, spec: PlanStep) -> StepRecord:
+    record: StepRecord = {"name": spec.name_of(step), "status": step.status, "attempt": step.attempt}
     if step.agent is not None:
         record["agent"] = step.agent
     if step.started_ms:
@@ -323,14 +342,22 @@ def _dump_step(step: StepState, name: str) -> StepRecord:
         record["stand_in"] = step.stand_in
     if step.fell_back_after:
         record["fell_back_after"] = step.fell_back_after
-    if step.output is not None:
+    if step.output is not None and not _from_items(step):
         record["output"] = step.output
     if step.failures:
         record["failed_attempts"] = step.failed_attempts
         record["failures"] = list(step.failures)
     if step.undo is not None:
         record["undo"] = _dump_undo(step.undo)
+    if step.items:
+        record["items"] = [_dump_step(item, spec) for item in step.items]
     return record
+
+
+def _from_items(step: StepState) -> bool:
+    """Whether its output is its items' outputs: they are in the checkpoint once."""
+    ended = step.status is StepStatus.DONE or step.status is StepStatus.DEGRADED
+    return bool(step.items) and ended and (step.stand_in is None or step.stand_in == "items")
 
 
 def _dump_undo(undo: UndoState) -> UndoRecord:
@@ -373,16 +400,18 @@ def restore(workflow_id: str, record: dict[str, Any]) -> WorkflowState:
     state.steps = [_restore_step(index, step) for index, step in enumerate(record.get("steps", ()))]
     for step in state.steps:
         state.open_steps += step.finished_ms == 0 and step.status is not StepStatus.CANCELLED
-        state.ended_steps = max(state.ended_steps, step.order)
-        if step.undo is not None:
-            state.undone_steps = max(state.undone_steps, step.undo.order)
+        for one in (step, *step.items):
+            state.ended_steps = max(state.ended_steps, one.order)
+            if one.undo is not None:
+                state.undone_steps = max(state.undone_steps, one.undo.order)
     return state
 
 
-def _restore_step(index: int, record: dict[str, Any]) -> StepState:
+def _restore_step(index: int, record: dict[str, Any], item: int = -1) -> StepState:
     undo = record.get("undo")
-    return StepState(
+    step = StepState(
         index=index,
+        item=item,
         status=StepStatus(record["status"]),
         attempt=record["attempt"],
         agent=record.get("agent"),
@@ -399,7 +428,11 @@ def _restore_step(index: int, record: dict[str, Any]) -> StepState:
         failed_attempts=record.get("failed_attempts", 0),
         failures=record.get("failures", []),
         undo=None if undo is None else _restore_undo(undo),
+        items=[_restore_step(index, found, number) for number, found in enumerate(record.get("items", ()))],
     )
+    if step.items and _from_items(step):
+        step.output = [found.output for found in step.items]
+    return step
 
 
 def _restore_undo(record: dict[str, Any]) -> UndoState:

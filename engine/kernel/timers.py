@@ -29,7 +29,7 @@ def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, changed_at
                 if state.paused is not None:
                     step.retry_at_ms = NEVER  # it goes out once the workflow is resumed
                 else:
-                    dispatch(state, plan, step.index, effects)
+                    dispatch(state, plan, step, effects)
                 return False
         case Timer.UNDO_RETRY:
             step = _step(state, plan, event)
@@ -74,15 +74,19 @@ def due_timers(state: WorkflowState, plan: Plan | None, now_ms: int) -> list[tup
             if state.deadline_ms <= now_ms:
                 return [(Timer.DEADLINE, None, None)]
             return [
-                (Timer.RETRY if step.retry_at_ms <= now_ms else Timer.WAKE, plan.steps[step.index].name, step.attempt)
-                for step in state.steps
+                (
+                    Timer.RETRY if step.retry_at_ms <= now_ms else Timer.WAKE,
+                    plan.steps[step.index].name_of(step),
+                    step.attempt,
+                )
+                for step in state.leaves()
                 if step.retry_at_ms <= now_ms or step.until_ms <= now_ms
             ]
         case WorkflowStatus.COMPENSATING:
             assert plan is not None
             return [
-                (Timer.UNDO_RETRY, plan.steps[step.index].name, step.undo.attempt)
-                for step in state.steps
+                (Timer.UNDO_RETRY, plan.steps[step.index].name_of(step), step.undo.attempt)
+                for step in state.leaves()
                 if step.undo is not None and step.undo.retry_at_ms <= now_ms
             ]
         case WorkflowStatus.QUARANTINED:
@@ -138,5 +142,4 @@ def _deadline_passed(state: WorkflowState, plan: Plan, effects: list[Effect]) ->
 def _step(state: WorkflowState, plan: Plan | None, event: TimerFired) -> StepState | None:
     if plan is None or event.step is None or not state.steps:
         return None
-    place = plan.index.get(event.step)
-    return state.steps[place] if place is not None else None
+    return plan.find(state, event.step)

@@ -53,7 +53,7 @@ def ask(
     state: WorkflowState, step: StepState, spec: PlanStep, task: Task, assignee: str | None, effects: list[Effect]
 ) -> None:
     """Puts a task before a person, or before the next one."""
-    details: dict[str, Any] = {"input": spec.resolve_input(state), "until_ms": step.until_ms}
+    details: dict[str, Any] = {"input": spec.resolve_input(state, -1), "until_ms": step.until_ms}
     for name, value in (("form", task.form), ("assignee", assignee), ("group", task.group)):
         if value is not None:
             details[name] = value
@@ -112,7 +112,7 @@ def _take(state: WorkflowState, name: str) -> SignalRecord | None:
 
 def _time_ms(state: WorkflowState, spec: PlanStep) -> int:
     assert spec.resolve_until is not None
-    value = spec.resolve_until(state)
+    value = spec.resolve_until(state, -1)
     found: int | None = None
     if type(value) is int:
         found = value

@@ -207,7 +207,8 @@ class WorkflowMachine:
         plan = self._fold.plan_of(state)
         assert plan is not None
         for entry in withheld:
-            step = state.steps[plan.index[entry["step"]]]
+            step = plan.find(state, entry["step"])
+            assert step is not None
             undo = entry["direction"] == Direction.COMPENSATE
             self.gate.hold_again(
                 undo_dispatch(state, plan, step) if undo else execute_dispatch(state, plan, step), entry
@@ -424,10 +425,12 @@ class WorkflowMachine:
             return None
         state = self._fold.get(workflow_id)
         plan = self._fold.plan_of(state) if state is not None else None
-        place = plan.index.get(step) if plan is not None else None
-        if state is None or plan is None or place is None or not state.steps:
+        if state is None or plan is None or not state.steps:
             return None
-        found, spec = state.steps[place], plan.steps[place]
+        found = plan.find(state, step)
+        if found is None:
+            return None
+        spec = plan.steps[found.index]
         if direction is Direction.EXECUTE:
             out, timeout_ms = found.status is StepStatus.RUNNING and found.attempt == attempt, spec.timeout_ms
         else:
@@ -471,8 +474,8 @@ class WorkflowMachine:
         plan = self._fold.plan_of(state) if state is not None else None
         if state is None or plan is None:
             return
-        for step in state.steps:
-            name = plan.steps[step.index].name
+        for step in state.leaves():
+            name = plan.steps[step.index].name_of(step)
             out = []
             if step.status is StepStatus.RUNNING:
                 out.append((step.attempt, Direction.EXECUTE))

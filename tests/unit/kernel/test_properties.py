@@ -20,7 +20,7 @@ from sagalog.engine.kernel.state import STEP_MOVES, UNDO_MOVES, WORKFLOW_MOVES
 from sagalog.schemas.codec import encode
 from sagalog.schemas.definitions import Definition, Step, Task
 from sagalog.schemas.events import Action, Decision, FailureKind, Owned, StepCompleted, StepFailed, Timer
-from sagalog.schemas.ids import Direction
+from sagalog.schemas.ids import Direction, split_item
 from sagalog.schemas.records import ResultRecord, StepRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
@@ -42,6 +42,12 @@ AWAITED: list[dict[str, Any]] = [
     {"wait_for": {"signal": "go", "timeout_ms": 2_000, "payload_schema": {"type": "object"}}},
     {"task": {"title": "look", "timeout_ms": 1_500, "escalate_to": "boss"}},
     {"task": {"title": "fill in", "timeout_ms": 1_500, "form": {"type": "object"}}},
+]
+MAPS: list[dict[str, Any]] = [
+    {"over": {"value": [1, 2, 3]}, "concurrency": 2},
+    {"over": {"value": [1, 2, 3, 4]}, "concurrency": 3, "tolerate": 1},
+    {"over": {"value": []}},
+    {"over": {"value": "no list"}},
 ]
 OUTPUTS: list[Any] = [{"x": 1}, {}, None, "text", [1, {"x": 2}]]
 
@@ -82,11 +88,13 @@ def definitions(draw: st.DrawFn) -> Definition:
                 )
             )
             continue
+        mapped = draw(st.sampled_from([None, None, None, *MAPS]))
         undo_review = draw(st.sampled_from(["stop", "stop", "review"]))
         steps.append(
             a_step(
                 name,
                 *needs,
+                **({} if mapped is None else {"map": mapped}),
                 input={"fields": {need: {"step": need, "path": "x"} for need in needs}},
                 retry=retry,
                 critical=critical,
@@ -155,8 +163,8 @@ def out(driver: Driver) -> list[tuple[str, int, bool]]:
     if plan is None or state.status not in (WorkflowStatus.RUNNING, WorkflowStatus.COMPENSATING):
         return []
     found = []
-    for step in state.steps:
-        name = plan.steps[step.index].name
+    for step in state.leaves():
+        name = plan.steps[step.index].name_of(step)
         if step.status is StepStatus.RUNNING:
             found.append((name, step.attempt, False))
         elif step.undo is not None and step.undo.status is UndoStatus.RUNNING:
@@ -192,7 +200,7 @@ def happen(driver: Driver, what: int, number: int) -> None:
     elif what < 85:
         driver.done(step, attempt=attempt + 1, undo=undo)
     elif what < 88:
-        driver.append(StepCompleted(step, attempt, direction, "forged", "x"))
+        driver.append(StepCompleted(step, attempt, direction, "forged" if number % 2 else "", "x"))
     elif what < 91:
         driver.lose(step, attempt, undo=undo, epoch=epoch - 1)
     elif what < 93:
@@ -234,12 +242,12 @@ def undecided(driver: Driver) -> list[tuple[str, bool]]:
     if plan is None:
         return []
     found = []
-    for step in state.steps:
+    for step in [one for parent in state.steps for one in (parent, *parent.items)]:
         spec = plan.steps[step.index]
         if step.status is StepStatus.HELD or (step.status is StepStatus.AWAITING and isinstance(spec.awaits, Task)):
             found.append((spec.name, False))
         if step.undo is not None and step.undo.status is UndoStatus.HELD:
-            found.append((spec.name, True))
+            found.append((spec.name_of(step), True))
     return found
 
 
@@ -395,6 +403,11 @@ def may_have_had_an_effect(step: StepRecord, spec: Step) -> bool:
     return step["status"] == "done" or step.get("stand_in", "").startswith("fallback:") or bool(unsaid)
 
 
+def leaves(record: ResultRecord) -> list[StepRecord]:
+    """Steps, and in place of those that map their items."""
+    return [leaf for step in record["steps"] for leaf in step.get("items", [step])]
+
+
 def check_who_undoes(definition: Definition, record: ResultRecord, effects: list[Effect]) -> None:
     """The agent that the compensation names, else the one that was asked last to do it."""
     specs = {step.name: step for step in definition.steps}
@@ -403,19 +416,20 @@ def check_who_undoes(definition: Definition, record: ResultRecord, effects: list
         if not isinstance(effect, Dispatch):
             continue
         command = effect.command
-        spec = specs[command.step]
+        spec = specs[split_item(command.step)[0]]
         if command.direction is Direction.EXECUTE:
             assert spec.agent is not None
             assert command.agent in (spec.agent, spec.fallback.agent if spec.fallback else None)
-            asked[spec.name] = command.agent
+            asked[command.step] = command.agent
         else:
             assert spec.compensate is not None
-            assert command.agent == (spec.compensate.agent or asked[spec.name])
+            assert command.agent == (spec.compensate.agent or asked.get(command.step, spec.agent))
         assert command.service == (spec.service if command.agent == spec.agent else None)
-    for found in record["steps"]:
+    for found in leaves(record):
         if found.get("fell_back_after", 0) == found["attempt"]:
             continue  # an operator had it tried anew, by its own agent again, and it did not come to that
-        assert found.get("agent", specs[found["name"]].agent) == asked.get(found["name"], specs[found["name"]].agent)
+        own = specs[split_item(found["name"])[0]].agent
+        assert found.get("agent", own) == asked.get(found["name"], own)
 
 
 def check_result(definition: Definition, record: ResultRecord) -> None:
@@ -424,8 +438,10 @@ def check_result(definition: Definition, record: ResultRecord) -> None:
     specs = {step.name: step for step in definition.steps}
     forward = record["status"] in ("completed", "degraded")
     # Completion: steps are numbered without a gap, in an order in which their needs come first.
-    order = sorted(step["order"] for step in steps.values() if "order" in step)
-    assert order == list(range(1, len(order) + 1))
+    everything = [one for step in record["steps"] for one in (step, *step.get("items", []))]
+    order = sorted(one["order"] for one in everything if "order" in one)
+    retried = any(one.get("fell_back_after") for one in everything)
+    assert order == list(range(1, len(order) + 1)) or (retried and len(set(order)) == len(order))
     for name, step in steps.items():
         if "started_ms" in step:
             assert all(steps[need]["order"] < step.get("order", 10**9) for need in specs[name].needs)
@@ -441,15 +457,17 @@ def check_result(definition: Definition, record: ResultRecord) -> None:
         return
     # Compensation: what was done, or may have been, is undone in exact reverse order of completion.
     assert "output" not in record
-    undone = [step for step in steps.values() if step["undo"]["status"] != "not_needed"]
+    undone = [step for step in leaves(record) if step["undo"]["status"] != "not_needed"]
     assert [s["name"] for s in sorted(undone, key=lambda s: s["undo"]["order"])] == [
         s["name"] for s in sorted(undone, key=lambda s: -s["order"])
     ]
     assert sorted(s["undo"]["order"] for s in undone) == list(range(1, len(undone) + 1))
     needed = {
-        name
-        for name, step in steps.items()
-        if specs[name].compensate is not None and may_have_had_an_effect(step, specs[name])
+        leaf["name"]
+        for leaf in leaves(record)
+        for spec in [specs[split_item(leaf["name"])[0]]]
+        if spec.compensate is not None and may_have_had_an_effect(leaf, spec)
+        if spec.map is None or leaf["name"] != spec.name
     }
     assert {step["name"] for step in undone} == needed
     assert all(step["undo"]["status"] in ("done", "failed", "skipped") for step in undone)
@@ -457,6 +475,6 @@ def check_result(definition: Definition, record: ResultRecord) -> None:
     assert (record["status"] == "compensation_failed") == failed
     if not failed:
         kind = record["failure"]["kind"]
-        done = any(step["undo"]["status"] == "done" for step in undone)
+        done = any(step["undo"]["status"] in ("done", "skipped") for step in undone)
         expected = {"cancelled": "cancelled", "review_needed": "review"}.get(kind, "compensated" if done else "failed")
         assert record["status"] == expected

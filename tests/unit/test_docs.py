@@ -1,0 +1,112 @@
+"""The docs say what the code does, where the code can be asked: states, fields, reasons, commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from sagalog.engine.cli import app
+from sagalog.engine.kernel.circuits import CIRCUIT_MOVES
+from sagalog.engine.kernel.effects import Reason
+from sagalog.engine.kernel.state import WORKFLOW_MOVES
+from sagalog.schemas import definitions
+from sagalog.schemas.events import Decision, FailureKind
+from sagalog.schemas.statuses import TERMINAL, StepStatus, UndoStatus, WorkflowStatus
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def read(name: str) -> str:
+    return (DOCS / f"{name}.md").read_text()
+
+
+def test_the_diagrams_of_states_are_the_tables() -> None:
+    workflows, circuits = (
+        set(re.findall(r"^    (\S+) --> (\S+?)(?:: (\w+))?$", diagram, re.MULTILINE))
+        for diagram in re.findall(
+            r"^```mermaid\nstateDiagram-v2\n(.*?)```", read("how-it-works"), re.MULTILINE | re.DOTALL
+        )
+    )
+
+    rows = {(str(before or "[*]"), str(after), str(trigger)) for (before, trigger), after in WORKFLOW_MOVES.items()}
+    assert workflows == rows | {(str(status), "[*]", "") for status in TERMINAL}
+    moves = {(str(before), str(after), str(trigger)) for (before, trigger), after in CIRCUIT_MOVES.items()}
+    assert circuits == moves | {("[*]", "closed", "")}
+
+
+@pytest.mark.parametrize("statuses", [WorkflowStatus, StepStatus, UndoStatus])
+def test_every_status_is_explained(statuses: type[WorkflowStatus | StepStatus | UndoStatus]) -> None:
+    text = read("how-it-works") + read("definitions")
+
+    assert [status for status in statuses if f"`{status}`" not in text and f" {status}:" not in text] == []
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        definitions.Definition,
+        definitions.Step,
+        definitions.Retry,
+        definitions.Compensation,
+        definitions.Fallback,
+        definitions.CircuitPolicy,
+    ],
+)
+def test_every_field_of_a_definition_is_in_the_docs(model: type[BaseModel]) -> None:
+    text = read("definitions")
+
+    assert [name for name in model.model_fields if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("prefix", "model"),
+    [
+        ("sleep", definitions.Sleep),
+        ("wait_for", definitions.WaitFor),
+        ("task", definitions.Task),
+        ("map", definitions.Map),
+    ],
+)
+def test_every_field_of_a_part_of_a_step_is_in_the_docs(prefix: str, model: type[BaseModel]) -> None:
+    text = read("definitions")
+
+    assert [name for name in model.model_fields if f"`{prefix}.{name}`" not in text] == []
+
+
+def test_every_failure_decision_and_reason_is_in_the_docs() -> None:
+    failures = [kind for kind in FailureKind if f"`{kind}`" not in read("definitions")]
+    decisions = [decision for decision in Decision if f"`{decision}`" not in read("definitions")]
+    reasons = [reason for reason in Reason if f"`{reason}`" not in read("operations")]
+
+    assert (failures, decisions, reasons) == ([], [], [])
+
+
+def test_every_command_is_named_somewhere_in_the_docs() -> None:
+    text = "".join(file.read_text() for file in (*DOCS.glob("*.md"), DOCS.parent / "README.md"))
+    names = [command.name or "" for command in app.registered_commands] + [
+        group.name or "" for group in app.registered_groups
+    ]
+
+    assert [name for name in names if f"sagalog {name}" not in text and f"`{name}`" not in text] == []
+
+
+def test_every_link_leads_somewhere() -> None:
+    broken = []
+    for file in (*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", file.read_text()):
+            path, anchor = target
+            if path.startswith("http"):
+                continue
+            found = (file.parent / path) if path else file
+            if not found.exists() or (anchor and found.suffix == ".md" and anchor not in _anchors(found.read_text())):
+                broken.append(f"{file.name}: {path}#{anchor}")
+
+    assert broken == []
+
+
+def _anchors(text: str) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
