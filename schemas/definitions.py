@@ -86,6 +86,12 @@ class Retry(_Model):
     base_ms: int = Field(default=500, ge=1, le=limits.BACKOFF_MS_MAX)
     factor: float = Field(default=2.0, ge=1.0, le=100.0)
     cap_ms: int = Field(default=30_000, ge=1, le=limits.BACKOFF_MS_MAX)
+    total_ms: int | None = Field(
+        default=None,
+        ge=1,
+        le=limits.DEADLINE_MS_MAX,
+        description="No attempt begins later than so long after the first of its agent.",
+    )
     terminal: tuple[str, ...] = Field(
         default=(), max_length=50, description="Error types (class names) that are never retried."
     )
@@ -99,15 +105,41 @@ class WhenOpen(StrEnum):
     FALL_BACK = "fall_back"
 
 
+class FallbackOn(StrEnum):
+    """For which failures a fallback is meant."""
+
+    ERROR = "error"
+    """`retryable` with no attempt left, `terminal`, `invalid_input`."""
+    TIMEOUT = "timeout"
+    """`timeout`, `lost`."""
+    INVALID_OUTPUT = "invalid_output"
+    REFUSAL = "refusal"
+    CIRCUIT_OPEN = "circuit_open"
+    OVER_BUDGET = "over_budget"
+
+
+class Usage(_Model):
+    """What one attempt may use; held back from the budgets until its result says what it did use."""
+
+    tokens: int = Field(default=0, ge=0, le=limits.USAGE_MAX)
+    cost: int = Field(default=0, ge=0, le=limits.USAGE_MAX, description="In a unit of your own, say millionths.")
+
+
+class Budget(_Model):
+    """What all attempts at executing may use together. An attempt that would exceed it is not made: `over_budget`."""
+
+    attempts: int | None = Field(default=None, ge=1, le=limits.BUDGET_MAX)
+    tokens: int | None = Field(default=None, ge=0, le=limits.BUDGET_MAX)
+    cost: int | None = Field(default=None, ge=0, le=limits.BUDGET_MAX)
+
+
 class Fallback(_Model):
     """What stands in when the step's own agent failed for good: another agent, or a constant."""
 
     agent: Name | None = None
     value: Any = None
-
-    @property
-    def is_value(self) -> bool:
-        return self.agent is None
+    on: tuple[FallbackOn, ...] = Field(default=(), description="For which failures; none named: for all of them.")
+    reserve: Usage = Field(default=Usage(), description="What one attempt of this agent may use.")
 
 
 class WhenFailed(StrEnum):
@@ -208,6 +240,11 @@ class Step(_Model):
     service: Name | None = Field(default=None, description="The external service whose circuit guards this step.")
     when_open: WhenOpen = WhenOpen.PARK
     fallback: Fallback | None = None
+    fallbacks: tuple[Fallback, ...] = Field(
+        default=(), max_length=limits.FALLBACKS_MAX, description="Several, tried in this order; instead of `fallback`."
+    )
+    budget: Budget | None = Field(default=None, description="For all attempts at this step.")
+    reserve: Usage = Field(default=Usage(), description="What one attempt of the step's own agent may use.")
     output_schema: dict[str, Any] | None = None
 
 
@@ -237,6 +274,7 @@ class Definition(_Model):
         default=None, description="None: an object of the outputs of steps that nobody needs."
     )
     services: dict[Name, CircuitPolicy] = Field(default_factory=dict, max_length=100)
+    budget: Budget | None = Field(default=None, description="For all attempts at all steps.")
 
     def __init__(self, **data: Any) -> None:
         """Raises InvalidDefinition with the path of what does not fit."""
@@ -276,12 +314,17 @@ class Definition(_Model):
         found: set[str | None] = set()
         for step in self.steps:
             found.add(step.agent)
-            found.add(step.fallback.agent if step.fallback is not None else None)
+            found.update(fallback.agent for fallback in fallbacks_of(step))
             found.add(step.compensate.agent if step.compensate is not None else None)
         return sorted(agent for agent in found if agent is not None)
 
     def circuit_policy(self, service: str) -> CircuitPolicy:
         return self.services.get(service, CircuitPolicy())
+
+
+def fallbacks_of(step: Step) -> tuple[Fallback, ...]:
+    """In the order in which they are tried."""
+    return step.fallbacks if step.fallback is None else (step.fallback,)
 
 
 class SchemaValidator:
@@ -358,8 +401,8 @@ def _check_definition(definition: Definition) -> None:
             Condition(step.when, f"{where}.when", ancestors[step.name])
         if step.when_open is not WhenOpen.PARK and step.service is None:
             raise _Refused(f"{where}.when_open", f"is {step.when_open.value}, but the step names no service; add one")
-        if step.when_open is WhenOpen.FALL_BACK and step.fallback is None:
-            raise _Refused(f"{where}.when_open", "is fall_back, but the step has no fallback; add one")
+        _check_fallbacks(step, where)
+        _check_budgets(step, definition.budget, where)
         if step.critical and step.when_failed is WhenFailed.STOP and step.default is not None:
             raise _Refused(f"{where}.default", "is never used by a critical step; set critical to false or drop it")
         if not step.critical and step.when_failed is not WhenFailed.STOP:
@@ -378,6 +421,37 @@ def _check_definition(definition: Definition) -> None:
             raise _Refused(f"services.{service}", "is used by no step; name it in a step's service or drop it")
 
 
+def _check_fallbacks(step: Step, where: str) -> None:
+    if step.fallback is not None and step.fallbacks:
+        raise _Refused(f"{where}.fallback", "stands beside fallbacks; put it into that list")
+    chain = fallbacks_of(step)
+    where = f"{where}.fallback" if step.fallback is not None else f"{where}.fallbacks"
+    for place, fallback in enumerate(chain):
+        if fallback.agent is None and not fallback.on and place + 1 < len(chain):
+            raise _Refused(f"{where}.{place}", "is a constant for every failure: those behind it are never tried")
+        if fallback.on == (FallbackOn.CIRCUIT_OPEN,) and step.when_open is not WhenOpen.FALL_BACK:
+            raise _Refused(
+                f"{where}.{place}.on", "is circuit_open only; set when_open to fall_back, or it is never used"
+            )
+    if step.when_open is WhenOpen.FALL_BACK and not any(
+        not fallback.on or FallbackOn.CIRCUIT_OPEN in fallback.on for fallback in chain
+    ):
+        raise _Refused(f"steps.{step.name}.when_open", "is fall_back, but the step has no fallback for that; add one")
+
+
+def _check_budgets(step: Step, all_steps: Budget | None, where: str) -> None:
+    if step.agent is None:
+        return
+    for budget, whose in ((step.budget, "the step's"), (all_steps, "the definition's")):
+        for unit in ("tokens", "cost"):
+            limit, reserved = getattr(budget, unit, None), getattr(step.reserve, unit)
+            if limit is not None and reserved > limit:
+                raise _Refused(
+                    f"{where}.reserve.{unit}",
+                    f"is {reserved:,}, more than {whose} budget of {limit:,}: it could never run",
+                )
+
+
 def _check_kind(step: Step, where: str, reachable: set[str]) -> None:
     kinds = {"agent": step.agent, "sleep": step.sleep, "wait_for": step.wait_for, "task": step.task}
     named = [kind for kind, value in kinds.items() if value is not None]
@@ -385,7 +459,9 @@ def _check_kind(step: Step, where: str, reachable: set[str]) -> None:
         given = " and ".join(named) or "none"
         raise _Refused(where, f"needs exactly one of {', '.join(kinds)}; it has {given}")
     if step.agent is None:
-        for name in ("map", "retry", "timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms", "service", "fallback"):
+        for name in ("map", "retry", "timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms", "service", "fallback",
+            "fallbacks", "budget", "reserve",
+        ):  # fmt: skip
             if getattr(step, name) != Step.model_fields[name].default:
                 raise _Refused(f"{where}.{name}", f"is of agents' attempts, and this step has {named[0]}; drop it")
         if step.compensate is not None and step.compensate.agent is None:

@@ -32,7 +32,10 @@ class FailureKind(StrEnum):
     LOST = "lost"
     INVALID_INPUT = "invalid_input"
     INVALID_OUTPUT = "invalid_output"
+    REFUSAL = "refusal"
+    """The agent, or the model behind it, declined: asking it again changes nothing, another one may do it."""
     CIRCUIT_OPEN = "circuit_open"
+    OVER_BUDGET = "over_budget"
     REVIEW_NEEDED = "review_needed"
     REJECTED = "rejected"
     """A person said no."""
@@ -41,7 +44,12 @@ class FailureKind(StrEnum):
 
 
 RETRIED: Final = frozenset({FailureKind.RETRYABLE, FailureKind.TIMEOUT, FailureKind.LOST, FailureKind.INVALID_OUTPUT})
-REPORTED: Final = RETRIED | {FailureKind.TERMINAL, FailureKind.INVALID_INPUT, FailureKind.REVIEW_NEEDED}
+REPORTED: Final = RETRIED | {
+    FailureKind.TERMINAL,
+    FailureKind.INVALID_INPUT,
+    FailureKind.REFUSAL,
+    FailureKind.REVIEW_NEEDED,
+}
 """What an agent may report; anything else it says counts as terminal."""
 UNKNOWN_OUTCOME: Final = frozenset({FailureKind.TIMEOUT, FailureKind.LOST, FailureKind.INVALID_OUTPUT})
 """After these the agent may have done it (with an invalid output it surely ran): a compensation must assume that it did."""
@@ -89,6 +97,9 @@ class StepCompleted:
     output: Any = None
     agent: str | None = None
     duration_ms: Int | None = None
+    tokens: Int | None = None
+    cost: Int | None = None
+    """What the attempt used, in the units of the definition's budget."""
 
 
 @dataclass(slots=True)  # not frozen: see StepCompleted
@@ -106,6 +117,8 @@ class StepFailed:
     retry_after_ms: Int | None = None
     agent: str | None = None
     duration_ms: Int | None = None
+    tokens: Int | None = None
+    cost: Int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +302,7 @@ def _completed(document: dict[str, Any]) -> StepCompleted | None:
     get = document.get
     step, attempt, token = get("step"), get("attempt"), get("token")
     direction, agent, duration_ms = get("direction"), get("agent"), get("duration_ms")
+    tokens, cost = get("tokens"), get("cost")
     if (
         type(step) is str
         and type(attempt) is int
@@ -297,8 +311,10 @@ def _completed(document: dict[str, Any]) -> StepCompleted | None:
         and (asked := _DIRECTIONS.get(direction)) is not None
         and (agent is None or type(agent) is str)
         and (duration_ms is None or type(duration_ms) is int)
+        and (tokens is None or type(tokens) is int)
+        and (cost is None or type(cost) is int)
     ):
-        return StepCompleted(step, attempt, asked, token, get("output"), agent, duration_ms)
+        return StepCompleted(step, attempt, asked, token, get("output"), agent, duration_ms, tokens, cost)
     return None
 
 

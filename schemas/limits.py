@@ -33,6 +33,10 @@ to an agent in pieces."""
 ATTEMPTS_MAX: Final = 100
 TIMEOUT_MS_MAX: Final = 7 * 24 * 3600 * 1000
 DEADLINE_MS_MAX: Final = 366 * 24 * 3600 * 1000
+FALLBACKS_MAX: Final = 10
+USAGE_MAX: Final = 10**12
+"""Tokens, or units of cost, of one attempt; what an agent reports beyond is cut."""
+BUDGET_MAX: Final = 10**15
 BACKOFF_MS_MAX: Final = 24 * 3600 * 1000
 
 CONDITION_CHARS_MAX: Final = 1_000

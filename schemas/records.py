@@ -77,6 +77,13 @@ class StepRecord(TypedDict):
     escalated: NotRequired[bool]
     fell_back_after: NotRequired[int]
     """Attempts that count no more: before a fallback agent took over, or an operator had it tried anew."""
+    fell_back: NotRequired[int]
+    """How many of its fallbacks have had their turn."""
+    since_ms: NotRequired[int]
+    """When the present agent was first asked, if not at the start."""
+    tokens: NotRequired[int]
+    cost: NotRequired[int]
+    """What its attempts at executing used, as their agents said."""
     unknown: NotRequired[bool]
     """An attempt timed out, was lost or answered nonsense: it may have had its effect."""
     stand_in: NotRequired[str]
@@ -173,6 +180,14 @@ class MarkerRecord(TypedDict):
     """Sum over all live checkpoints of blake2b-64(key, value), modulo 2**64, in hexadecimal."""
 
 
+class UsageRecord(TypedDict):
+    """What all attempts at executing used together."""
+
+    attempts: int
+    tokens: int
+    cost: int
+
+
 class ResultRecord(TypedDict):
     """`results`, key = workflow id: how it ended, with all that the rows of a finished workflow need."""
 
@@ -190,6 +205,7 @@ class ResultRecord(TypedDict):
     missing: list[MissingRecord]
     failure: NotRequired[FailureRecord]
     correlation_id: NotRequired[str]
+    usage: NotRequired[UsageRecord]
     steps: list[StepRecord]
     shortened: NotRequired[list[str]]
     """Fields whose payloads did not fit into one record and are missing here; the event log has them."""

@@ -31,14 +31,15 @@ from sagalog.schemas.limits import (
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
+from . import budgets
 from .closing import dead_letter, note_failure, review, undo_agent
 from .effects import Answered, Called, Effect, Ignored, Reason
+from .fallbacks import fall_back
 from .plan import Plan, PlanStep
 from .progress import (
     back_off,
     back_off_undo,
     backoff_ms,
-    dispatch,
     drop_step,
     end_step,
     end_undo,
@@ -61,6 +62,7 @@ def completed(state: WorkflowState, plan: Plan, event: StepCompleted, size: int,
         end_undo(state, plan, step, UndoStatus.DONE, "completed", effects)
         return
     problem = _output_problem(state, spec, step, event.output, size)
+    budgets.settle(spec, step, event.tokens, event.cost, unknown=False)
     _called(state, spec, step.agent or spec.agent, problem is None, False, event.duration_ms, effects)
     if problem is not None:
         _step_failed(state, plan, step, _failure(state, FailureKind.INVALID_OUTPUT, problem, event), None, effects)
@@ -87,6 +89,9 @@ def failed(state: WorkflowState, plan: Plan, event: StepFailed, effects: list[Ef
         failure["error_type"] = event.error_type[:ERROR_TYPE_CHARS_MAX]
     if event.details is not None:
         failure["details"] = _bounded_details(event.details)
+    if event.direction is Direction.EXECUTE:
+        unknown = kind in UNKNOWN_OUTCOME
+        budgets.settle(plan.steps[step.index], step, event.tokens, event.cost, unknown=unknown)
     _fail(state, plan, step, event.direction, failure, event.retry_after_ms, event.duration_ms, effects)
 
 
@@ -96,6 +101,8 @@ def lost(state: WorkflowState, plan: Plan, event: AttemptLost, effects: list[Eff
     if step is not None:
         failure = _failure(state, event.kind, event.message, event)
         if event.kind is FailureKind.LOST:
+            if event.direction is Direction.EXECUTE:
+                budgets.settle(plan.steps[step.index], step, None, None, unknown=True)
             _fail(state, plan, step, event.direction, failure, None, None, effects)
         elif event.direction is Direction.COMPENSATE:
             _undo_failed(state, plan, step, failure, None, effects)
@@ -116,8 +123,8 @@ def refused(state: WorkflowState, plan: Plan, event: AttemptRefused, effects: li
     step.failed_attempts += 1
     if state.status is WorkflowStatus.COMPENSATING:
         drop_step(state, plan, step, effects)
-    elif spec.when_open is WhenOpen.FALL_BACK and spec.fallback is not None and step.agent is None:
-        _fall_back(state, plan, step, effects)
+    elif spec.when_open is WhenOpen.FALL_BACK:
+        fall_back(state, plan, step, failure, effects)
     else:
         give_up(state, plan, step, failure, effects)
 
@@ -197,33 +204,26 @@ def _step_failed(
     step.unknown = step.unknown or kind in UNKNOWN_OUTCOME
     if state.status is WorkflowStatus.COMPENSATING:
         drop_step(state, plan, step, effects)
-    elif kind in RETRIED and failure.get("error_type") not in spec.retry.terminal and _attempts_left(step, spec):
-        command = ids.command_id(state.workflow_id, spec.name_of(step), step.attempt, Direction.EXECUTE)
-        delay_ms = backoff_ms(spec.retry, state, command, step.attempt - step.fell_back_after, retry_after_ms)
+        return
+    retried = kind in RETRIED and failure.get("error_type") not in spec.retry.terminal
+    delay_ms = _next_attempt_in_ms(state, spec, step, retry_after_ms) if retried else None
+    if delay_ms is not None:
         back_off(state, spec, step, delay_ms, effects)
-    elif spec.fallback is not None and step.agent is None and kind is not FailureKind.REVIEW_NEEDED:
-        _fall_back(state, plan, step, effects)
     else:
-        give_up(state, plan, step, failure, effects)
+        fall_back(state, plan, step, failure, effects)
 
 
-def _attempts_left(step: StepState, spec: PlanStep) -> bool:
-    # The fallback agent has the same number of attempts, of its own.
-    return step.attempt - step.fell_back_after < spec.retry.attempts
-
-
-def _fall_back(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
-    spec = plan.steps[step.index]
-    assert spec.fallback is not None
-    if spec.fallback.agent is None:
-        dead_letter(state, spec, step, Direction.EXECUTE, effects)
-        step.output = spec.fallback.value
-        step.stand_in = "fallback"
-        end_step(state, plan, step, StepStatus.DEGRADED, "fell_back", effects)
-    else:
-        step.agent = spec.fallback.agent
-        step.fell_back_after = step.attempt
-        dispatch(state, plan, step, effects)
+def _next_attempt_in_ms(
+    state: WorkflowState, spec: PlanStep, step: StepState, retry_after_ms: int | None
+) -> int | None:  # fmt: skip
+    """How long to back off; None when no attempt is left. A fallback agent has as many, and as long, of its own."""
+    tried = step.attempt - step.fell_back_after
+    if tried >= spec.retry.attempts:
+        return None
+    command = ids.command_id(state.workflow_id, spec.name_of(step), step.attempt, Direction.EXECUTE)
+    delay_ms = backoff_ms(spec.retry, state, command, tried, retry_after_ms)
+    total_ms = spec.retry.total_ms
+    return delay_ms if total_ms is None or state.now_ms + delay_ms <= step.since_ms + total_ms else None
 
 
 def _undo_failed(

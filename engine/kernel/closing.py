@@ -14,6 +14,7 @@ from sagalog.schemas.limits import FAILURES_KEPT_MAX, REMEMBER_MS, STATE_BYTES_M
 from sagalog.schemas.records import DeadLetterRecord, FailureRecord, MissingRecord, ResultRecord, ReviewRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
+from .budgets import used
 from .effects import DeadLettered, Effect, Finished, Moved, ReviewClosed, ReviewNeeded
 from .plan import Plan, PlanStep
 from .state import StepState, Trigger, WorkflowState, dump_steps, move_step
@@ -164,6 +165,9 @@ def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: l
         result["failure"] = state.failure
     if state.correlation_id is not None:
         result["correlation_id"] = state.correlation_id
+    spent = used(state.leaves())
+    if spent["tokens"] or spent["cost"]:
+        result["usage"] = spent
     effects.append(Finished(result, state.trace))
     state.finished_ms = state.now_ms
     state.deadline_ms = state.now_ms + REMEMBER_MS

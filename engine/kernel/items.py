@@ -56,20 +56,26 @@ def enter(state: WorkflowState, plan: Plan, step: StepState, spec: PlanStep, map
 
 
 def fill(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
-    """Begins as many items as may be at work."""
+    """Begins as many items as may be at work; ends the step after its last.
+
+    An item may end in the very attempt to begin it (a budget is used up): `ended` then leaves the rest to this loop, so that a
+    thousand of them are no recursion.
+    """
     spec = plan.steps[step.index]
     assert spec.map is not None
-    if step.status is not StepStatus.RUNNING or state.paused is not None:
-        return
-    if _failed(step) > _tolerated(step, spec.map):
-        return
+    step.filling = True
+    failed, tolerated = _failed(step), _tolerated(step, spec.map)
     room = spec.map.concurrency - sum(item.status in _AT_WORK for item in step.items)
     for item in step.items:
-        if room <= 0:
+        if room <= 0 or failed > tolerated or state.paused is not None:
             break
         if item.status is StepStatus.WAITING:
             progress.dispatch(state, plan, item, effects)
-            room -= 1
+            room -= _has(item, *_AT_WORK)
+            failed += _has(item, StepStatus.FAILED)
+    step.filling = False
+    if not any(item.status in _OPEN for item in step.items):
+        _finish(state, plan, step, spec, spec.map, effects)
 
 
 def ended(
@@ -88,9 +94,8 @@ def ended(
         for other in step.items:
             if other.status is StepStatus.WAITING or other.status is StepStatus.BACKING_OFF:
                 progress.cancel_step(state, plan, other, effects)
-    fill(state, plan, step, effects)
-    if not any(other.status in _OPEN for other in step.items):
-        _finish(state, plan, step, spec, spec.map, effects)
+    if not step.filling:
+        fill(state, plan, step, effects)
 
 
 def cancelled(state: WorkflowState, plan: Plan, item: StepState, effects: list[Effect]) -> None:
@@ -116,7 +121,7 @@ def _anew(state: WorkflowState, step: StepState, spec: PlanStep, effects: list[E
     """An operator has the step tried anew: those of its items that did not end well."""
     for item in step.items:
         if item.status is StepStatus.FAILED or item.status is StepStatus.CANCELLED:
-            item.agent = None
+            item.agent, item.fell_back = None, 0
             item.fell_back_after = item.attempt
             item.finished_ms = item.order = 0
             move_step_to(state, item, spec, StepStatus.WAITING, "retried", effects)
@@ -143,6 +148,11 @@ def _finish(
     # The items' outputs are in the state already; the list holds the same objects.
     step.output = [item.output for item in step.items]
     progress.end_step(state, plan, step, StepStatus.DEGRADED if gaps else StepStatus.DONE, "completed", effects)
+
+
+def _has(item: StepState, *statuses: StepStatus) -> bool:
+    # A call, because the type checker takes it that `dispatch` left the status as it was.
+    return item.status in statuses
 
 
 def _failed(step: StepState) -> int:

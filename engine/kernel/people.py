@@ -181,7 +181,7 @@ def _decide_held(
     match event.decision:
         case Decision.RETRY:
             _close(state, step, spec, event, effects)
-            step.agent = None
+            step.agent, step.fell_back = None, 0
             step.fell_back_after = step.attempt
             move_step_to(state, step, spec, StepStatus.WAITING, "retried", effects)
             proceed(state, plan, [step.index], effects)

@@ -10,6 +10,7 @@ from sagalog.schemas import ids
 from sagalog.schemas.conditions import Condition
 from sagalog.schemas.definitions import (
     Binding,
+    Budget,
     CircuitPolicy,
     Compensation,
     Definition,
@@ -24,10 +25,12 @@ from sagalog.schemas.definitions import (
     Sleep,
     Step,
     Task,
+    Usage,
     Value,
     WaitFor,
     WhenFailed,
     WhenOpen,
+    fallbacks_of,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +72,9 @@ class PlanStep:
     resolve_undo_input: Resolve
     service: str | None
     when_open: WhenOpen
-    fallback: Fallback | None
+    fallbacks: tuple[Fallback, ...]
+    budget: Budget | None
+    reserve: Usage
     output_validator: SchemaValidator | None
 
     def name_of(self, step: StepState) -> str:
@@ -160,7 +165,9 @@ def compile_plan(definition: Definition) -> Plan:
             resolve_undo_input=_compile_undo(step, place, index),
             service=step.service,
             when_open=step.when_open,
-            fallback=step.fallback,
+            fallbacks=fallbacks_of(step),
+            budget=step.budget,
+            reserve=step.reserve,
             output_validator=SchemaValidator(step.output_schema, "output") if step.output_schema is not None else None,
         )
         for place, step in enumerate(definition.steps)

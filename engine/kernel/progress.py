@@ -22,7 +22,7 @@ from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import items, waits
+from . import budgets, fallbacks, items, waits
 from .closing import (
     close_review,
     close_step,
@@ -55,16 +55,20 @@ def begin(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
 def proceed(state: WorkflowState, plan: Plan, places: Iterable[int], effects: list[Effect]) -> None:
     """Begins what can begin among these steps, and what follows from those that end at once; ends the workflow after its last.
 
-    A queue, not a recursion: a chain of a hundred steps that are all skipped is one event's work.
+    A queue, not a recursion: a chain of a hundred steps that are all skipped, or fail at once, is one event's work.
     """
-    queue = deque(places)
-    while queue and state.status is WorkflowStatus.RUNNING and state.paused is None:
-        step = state.steps[queue.popleft()]
+    if state.agenda is not None:
+        state.agenda.extend(places)
+        return
+    agenda = state.agenda = deque(places)
+    while agenda and state.status is WorkflowStatus.RUNNING and state.paused is None:
+        step = state.steps[agenda.popleft()]
         spec = plan.steps[step.index]
         if step.status is not StepStatus.WAITING or not _needs_met(state, spec):
             continue
         if enter(state, plan, step, spec, effects):
-            queue.extend(spec.dependents)
+            agenda.extend(spec.dependents)
+    state.agenda = None
     if state.status is WorkflowStatus.RUNNING and state.open_steps == 0:
         gaps = any(s.status is StepStatus.DEGRADED for s in state.steps)
         finish(state, plan, Trigger.ENDED_WITH_GAPS if gaps else Trigger.ALL_STEPS_ENDED, effects)
@@ -96,12 +100,25 @@ def _needed(state: WorkflowState, when: Condition, spec: PlanStep) -> bool:
 
 
 def dispatch(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
-    """Sends the next attempt of a step, or of an item."""
+    """Sends the next attempt of a step, or of an item, if the budgets allow it."""
+    problem = budgets.breach(state, plan, step)
+    if problem is not None:
+        _over_budget(state, plan, step, problem, effects)
+        return
+    if step.attempt == step.fell_back_after:
+        step.since_ms = state.now_ms
     move_step_to(state, step, plan.steps[step.index], StepStatus.RUNNING, "dispatched", effects)
     step.attempt += 1
     if not step.started_ms:
         step.started_ms = state.now_ms
     effects.append(execute_dispatch(state, plan, step))
+
+
+def _over_budget(state: WorkflowState, plan: Plan, step: StepState, problem: str, effects: list[Effect]) -> None:
+    failure: FailureRecord = {"kind": FailureKind.OVER_BUDGET, "message": problem, "at_ms": state.now_ms}
+    note_failure(state, step.failures, failure)
+    step.failed_attempts += 1
+    fallbacks.fall_back(state, plan, step, failure, effects)
 
 
 def execute_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch:

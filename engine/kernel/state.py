@@ -7,6 +7,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -94,6 +95,10 @@ STEP_MOVES: Final[frozenset[tuple[StepStatus, StepStatus]]] = frozenset(
         (_S.RUNNING, _S.CANCELLED),  # failed while the workflow was stopping: not tried again
         (_S.BACKING_OFF, _S.RUNNING),
         (_S.BACKING_OFF, _S.CANCELLED),
+        # the next attempt would exceed a budget
+        (_S.BACKING_OFF, _S.DEGRADED),
+        (_S.BACKING_OFF, _S.FAILED),
+        (_S.BACKING_OFF, _S.HELD),
         # a step whose condition does not hold, or cannot be evaluated
         (_S.WAITING, _S.SKIPPED),
         (_S.WAITING, _S.DEGRADED),
@@ -175,13 +180,21 @@ class StepState:
     escalated: bool = False
     unknown: bool = False
     stand_in: str | None = None
+    fell_back: int = 0
+    """How many of its fallbacks have had their turn."""
     fell_back_after: int = 0
+    since_ms: int = 0
+    """When the present agent was first asked."""
+    tokens: int = 0
+    cost: int = 0
     output: Any = None
     failed_attempts: int = 0
     failures: list[FailureRecord] = field(default_factory=list)
     undo: UndoState | None = None
     items: list[StepState] = field(default_factory=list)
     """Of a step that maps, once it has begun: a state for each item."""
+    filling: bool = False
+    """Of a step that maps: its items are being begun at this moment."""
     token: str = ""
     """Of the newest attempt, as long as it is at hand; it follows from the seed and is not in the checkpoint."""
 
@@ -220,6 +233,8 @@ class WorkflowState:
     """Who paused it, when and why; while it is set nothing new begins."""
     signals: list[SignalRecord] = field(default_factory=list)
     """Signals that no step has waited for yet, the oldest first."""
+    agenda: deque[int] | None = None
+    """Steps that may begin, while they are being begun; None between events."""
     heard: list[str] = field(default_factory=list)
     """Ids of the signals, actions and decisions that counted, the newest last."""
 
@@ -340,6 +355,14 @@ def _dump_step(step: StepState, spec: PlanStep) -> StepRecord:
         record["unknown"] = True
     if step.stand_in is not None:
         record["stand_in"] = step.stand_in
+    if step.fell_back:
+        record["fell_back"] = step.fell_back
+    if step.since_ms != step.started_ms:
+        record["since_ms"] = step.since_ms
+    if step.tokens:
+        record["tokens"] = step.tokens
+    if step.cost:
+        record["cost"] = step.cost
     if step.fell_back_after:
         record["fell_back_after"] = step.fell_back_after
     if step.output is not None and not _from_items(step):
@@ -423,6 +446,10 @@ def _restore_step(index: int, record: dict[str, Any], item: int = -1) -> StepSta
         escalated=record.get("escalated", False),
         unknown=record.get("unknown", False),
         stand_in=record.get("stand_in"),
+        fell_back=record.get("fell_back", 0),
+        since_ms=record.get("since_ms", record.get("started_ms", 0)),
+        tokens=record.get("tokens", 0),
+        cost=record.get("cost", 0),
         fell_back_after=record.get("fell_back_after", 0),
         output=record.get("output"),
         failed_attempts=record.get("failed_attempts", 0),

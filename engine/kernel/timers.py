@@ -106,6 +106,7 @@ def _woke(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effec
             message = f"no signal {name!r} came within {timeout_ms:,} ms"
         case Task(escalate_to=str() as to) as task if not step.escalated:
             step.escalated = True
+            step.attempt += 1  # so that a copy of this very event does not count as the end of the second wait
             step.until_ms = state.now_ms + task.timeout_ms
             ask(state, step, spec, task, to, effects)
             return

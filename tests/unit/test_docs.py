@@ -52,6 +52,8 @@ def test_every_status_is_explained(statuses: type[WorkflowStatus | StepStatus | 
         definitions.Retry,
         definitions.Compensation,
         definitions.Fallback,
+        definitions.Budget,
+        definitions.Usage,
         definitions.CircuitPolicy,
     ],
 )

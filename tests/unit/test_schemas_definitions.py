@@ -87,7 +87,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "fall_back_without_a_fallback": (
         document({"name": "a", "when_open": "fall_back", "service": "bank"}),
         "steps.a.when_open",
-        "is fall_back, but the step has no fallback; add one",
+        "is fall_back, but the step has no fallback for that; add one",
     ),
     "a_default_of_a_critical_step": (
         document({"name": "a", "default": 0}),

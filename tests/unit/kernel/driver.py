@@ -140,11 +140,18 @@ class Driver:
         return self.append(WorkflowStarted(definition, value, **more), key=workflow_id.encode())
 
     def done(
-        self, step: str, output: Any = None, *, attempt: int = 1, undo: bool = False, workflow_id: str = WORKFLOW
+        self,
+        step: str,
+        output: Any = None,
+        *,
+        attempt: int = 1,
+        undo: bool = False,
+        workflow_id: str = WORKFLOW,
+        **more: Any,
     ) -> list[Effect]:
         direction = Direction.COMPENSATE if undo else Direction.EXECUTE
         token = self.token(step, attempt, direction, workflow_id)
-        return self.append(StepCompleted(step, attempt, direction, token, output), key=workflow_id.encode())
+        return self.append(StepCompleted(step, attempt, direction, token, output, **more), key=workflow_id.encode())
 
     def fail(
         self,

@@ -18,7 +18,7 @@ from sagalog.engine.kernel import Partition, Record
 from sagalog.engine.kernel.effects import ClaimLost, Dispatch, Effect, Finished, Ignored, Moved, Quarantine
 from sagalog.engine.kernel.state import STEP_MOVES, UNDO_MOVES, WORKFLOW_MOVES
 from sagalog.schemas.codec import encode
-from sagalog.schemas.definitions import Definition, Step, Task
+from sagalog.schemas.definitions import Definition, Step, Task, fallbacks_of
 from sagalog.schemas.events import Action, Decision, FailureKind, Owned, StepCompleted, StepFailed, Timer
 from sagalog.schemas.ids import Direction, split_item
 from sagalog.schemas.records import ResultRecord, StepRecord
@@ -35,6 +35,7 @@ KINDS = [
     FailureKind.TERMINAL,
     FailureKind.INVALID_INPUT,
     FailureKind.REVIEW_NEEDED,
+    FailureKind.REFUSAL,
 ]
 AWAITED: list[dict[str, Any]] = [
     {"sleep": {"ms": 500}},
@@ -42,6 +43,10 @@ AWAITED: list[dict[str, Any]] = [
     {"wait_for": {"signal": "go", "timeout_ms": 2_000, "payload_schema": {"type": "object"}}},
     {"task": {"title": "look", "timeout_ms": 1_500, "escalate_to": "boss"}},
     {"task": {"title": "fill in", "timeout_ms": 1_500, "form": {"type": "object"}}},
+]
+CHAINS: list[tuple[dict[str, Any], ...]] = [
+    ({"agent": "other", "on": ["refusal", "over_budget"]}, {"agent": "third", "reserve": {"tokens": 1}}),
+    ({"agent": "other"}, {"value": "stand-in", "on": ["error", "circuit_open"]}),
 ]
 MAPS: list[dict[str, Any]] = [
     {"over": {"value": [1, 2, 3]}, "concurrency": 2},
@@ -69,6 +74,11 @@ def definitions(draw: st.DrawFn) -> Definition:
         if when_open == "fall_back" and fallback is None:
             when_open = "fail"
         retry = {"attempts": draw(st.integers(1, 3)), "base_ms": 100, "cap_ms": 1_000}
+        if draw(st.integers(0, 4)) == 0:
+            retry["total_ms"] = 700
+        chain = draw(st.sampled_from([(), (), *CHAINS])) if fallback is None else ()
+        if chain and service and draw(st.booleans()):
+            when_open = "fall_back"
         when_failed = draw(st.sampled_from(["stop", "stop", "review"])) if critical else "stop"
         when = draw(st.sampled_from([None, None, "input.x == 0", "input.x == 1", "input.nope"]))
         if needs and draw(st.booleans()):
@@ -113,10 +123,14 @@ def definitions(draw: st.DrawFn) -> Definition:
                 service=service,
                 when_open=when_open,
                 fallback=fallback,
+                fallbacks=chain,
+                budget=draw(st.sampled_from([None, None, {"attempts": 2}, {"tokens": 25}])),
+                reserve=draw(st.sampled_from([{}, {"tokens": 10}])),
                 output_schema=draw(st.sampled_from([None, None, {"type": "object"}])),
             )
         )
-    return saga(*draw(st.permutations(steps)), deadline_ms=draw(st.sampled_from([None, None, 3_000])))
+    budget = draw(st.sampled_from([None, None, {"attempts": 5}, {"tokens": 60}]))
+    return saga(*draw(st.permutations(steps)), deadline_ms=draw(st.sampled_from([None, None, 3_000])), budget=budget)
 
 
 MOVES = st.lists(st.tuples(st.integers(0, 139), st.integers(0, 99)), min_size=10, max_size=60)
@@ -182,7 +196,7 @@ def happen(driver: Driver, what: int, number: int) -> None:
     if what >= 100:
         intervene(driver, what - 100, number)
     elif what < 30:
-        driver.done(step, OUTPUTS[number % len(OUTPUTS)], attempt=attempt, undo=undo)
+        driver.done(step, OUTPUTS[number % len(OUTPUTS)], attempt=attempt, undo=undo, tokens=number % 40)
     elif what < 48:
         kind = KINDS[number % len(KINDS)]
         driver.fail(step, kind, attempt=attempt, undo=undo, retry_after_ms=number * 7 if number % 3 == 0 else None)
@@ -419,7 +433,7 @@ def check_who_undoes(definition: Definition, record: ResultRecord, effects: list
         spec = specs[split_item(command.step)[0]]
         if command.direction is Direction.EXECUTE:
             assert spec.agent is not None
-            assert command.agent in (spec.agent, spec.fallback.agent if spec.fallback else None)
+            assert command.agent in (spec.agent, *(fallback.agent for fallback in fallbacks_of(spec)))
             asked[command.step] = command.agent
         else:
             assert spec.compensate is not None

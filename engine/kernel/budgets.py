@@ -1,0 +1,79 @@
+"""What attempts may use, and did: tokens, cost, and their number.
+
+Rules:
+- An attempt at executing is made only when its reserve fits what is left of the step's and of the definition's budget. So a
+  budget is exceeded by no more than what agents use beyond their reserve.
+- Undoing is never held up by a budget.
+- What an attempt used is what its result says. When nobody can say (it timed out, or was lost), its reserve counts as used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sagalog.schemas.definitions import Budget, Usage
+from sagalog.schemas.limits import USAGE_MAX
+from sagalog.schemas.records import UsageRecord
+from sagalog.schemas.statuses import StepStatus
+
+from .plan import Plan, PlanStep
+from .state import StepState, WorkflowState
+
+
+def breach(state: WorkflowState, plan: Plan, step: StepState) -> str | None:
+    """Which budget the step's next attempt would exceed, as a sentence; None when it fits."""
+    spec = plan.steps[step.index]
+    own, of_all = spec.budget, plan.definition.budget
+    if own is None and of_all is None:
+        return None
+    asked = reserve(spec, step)
+    parent = state.steps[step.index]
+    problem = _exceeded(own, "step", parent.items or [parent], plan, asked) if own is not None else None
+    if problem is None and of_all is not None:
+        problem = _exceeded(of_all, "workflow", list(state.leaves()), plan, asked)
+    return problem
+
+
+def reserve(spec: PlanStep, step: StepState) -> Usage:
+    """What the next attempt of the step's present agent may use."""
+    return spec.fallbacks[step.fell_back - 1].reserve if step.agent is not None else spec.reserve
+
+
+def settle(spec: PlanStep, step: StepState, tokens: int | None, cost: int | None, *, unknown: bool) -> None:
+    """An attempt at executing is over."""
+    held_back = reserve(spec, step)
+    step.tokens += _bounded(tokens, held_back.tokens if unknown else 0)
+    step.cost += _bounded(cost, held_back.cost if unknown else 0)
+
+
+def used(steps: Iterable[StepState]) -> UsageRecord:
+    """What these steps, or items, have used so far."""
+    record: UsageRecord = {"attempts": 0, "tokens": 0, "cost": 0}
+    for step in steps:
+        record["attempts"] += step.attempt
+        record["tokens"] += step.tokens
+        record["cost"] += step.cost
+    return record
+
+
+def _exceeded(budget: Budget, whose: str, steps: list[StepState], plan: Plan, asked: Usage) -> str | None:
+    taken = used(steps)
+    for step in steps:
+        if step.status is StepStatus.RUNNING and not step.items:
+            held_back = reserve(plan.steps[step.index], step)
+            taken["tokens"] += held_back.tokens
+            taken["cost"] += held_back.cost
+    for unit, limit, next_one in (
+        ("attempts", budget.attempts, 1),
+        ("tokens", budget.tokens, asked.tokens),
+        ("cost", budget.cost, asked.cost),
+    ):
+        already = taken[unit]  # type: ignore[literal-required]
+        # With nothing reserved, an attempt is made as long as anything is left.
+        if limit is not None and (already + next_one > limit or (next_one == 0 and already >= limit)):
+            return f"the {whose}'s budget of {limit:,} {unit} does not suffice: {already:,} used or reserved, {next_one:,} more"
+    return None
+
+
+def _bounded(reported: int | None, otherwise: int) -> int:
+    return min(max(reported, 0), USAGE_MAX) if reported is not None else otherwise
