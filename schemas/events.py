@@ -215,6 +215,8 @@ class AttemptRefused:
     step: str
     attempt: Int
     service: str
+    maybe_sent: Annotated[bool, Field(strict=True)] = False
+    """An owner before may have sent the command: what became of it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,5 +321,7 @@ def _completed(document: dict[str, Any]) -> StepCompleted | None:
 
 
 def encode_event(event: Event) -> bytes:
-    """The JSON value of an event, without fields that have their default None."""
-    return orjson.dumps({name: value for name in event.__slots__ if (value := getattr(event, name)) is not None})
+    """The JSON value of an event, without fields that are None or false."""
+    return orjson.dumps(
+        {name: value for name in event.__slots__ if (value := getattr(event, name)) is not None and value is not False}
+    )

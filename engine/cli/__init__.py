@@ -14,7 +14,7 @@ from sagalog.engine.client import TopicsMissing, UnknownDefinition, WaitTimeout
 from sagalog.schemas.errors import InvalidRecord, SagalogError
 from sagalog.topics.log import LogError
 
-from . import audit, processes, setup, workflows
+from . import audit, people, processes, setup, workflows
 from .context import NotFound
 from .output import error_line
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 processes.register(app)
 workflows.register(app)
+people.register(app)
 audit.register(app)
 setup.register(app)
 

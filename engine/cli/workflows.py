@@ -187,6 +187,9 @@ def why(found: dict[str, Any]) -> list[str]:
     reasons = []
     if workflow["stopped"]:
         reasons.append(f"stopped: {workflow['stopped']}")
+    if workflow["paused"]:
+        paused = workflow["paused"]
+        reasons.append(f"paused by {paused['who']} since {at(paused['at_ms'])}: {paused['reason']}")
     if workflow["failure"]:
         failure = workflow["failure"]
         reasons.append(f"failed in {failure.get('step', 'the workflow')}: {failure['message']} ({failure['kind']})")
@@ -205,8 +208,13 @@ def why(found: dict[str, Any]) -> list[str]:
                 reasons.append(f"{step['step']} waits for its next attempt at {step['retry_at']}")
             elif step["status"] == "running":
                 reasons.append(f"{step['step']} waits for agent {step['agent']}, attempt {step['attempt']}")
+            elif step["status"] == "awaiting":
+                reasons.append(f"{step['step']} waits, at most until {step['until_at']}")
+        for signal in workflow["signals"] or ():
+            reasons.append(f"signal {signal['name']} of {at(signal['at_ms'])} is kept until a step waits for it")
     for review in found["reviews"]:
-        reasons.append(f"review ({review['kind']}): {review['reason']}")
+        decided = f"; {review['decision']} by {review['decided_by']}" if review["decided_at"] is not None else ""
+        reasons.append(f"review ({review['kind']}): {review['reason']}{decided}")
     for letter in found["dead_letters"]:
         reasons.append(
             f"dead letter: {letter['direction']} {letter['step']}, {letter['failed_attempts']} failed attempts"

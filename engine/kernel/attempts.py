@@ -112,7 +112,7 @@ def lost(state: WorkflowState, plan: Plan, event: AttemptLost, effects: list[Eff
 
 
 def refused(state: WorkflowState, plan: Plan, event: AttemptRefused, effects: list[Effect]) -> None:
-    """The service's circuit is open, and the step's policy is not to wait. Nothing was called, so nothing is counted."""
+    """The service's circuit is open, and the step does not wait. Nothing was called, unless an owner before did it."""
     step = _awaited(state, plan, event, Direction.EXECUTE, None, effects)
     if step is None:
         return
@@ -121,6 +121,7 @@ def refused(state: WorkflowState, plan: Plan, event: AttemptRefused, effects: li
     failure = _failure(state, FailureKind.CIRCUIT_OPEN, message, event)
     note_failure(state, step.failures, failure)
     step.failed_attempts += 1
+    step.unknown = step.unknown or event.maybe_sent
     if state.status is WorkflowStatus.COMPENSATING:
         drop_step(state, plan, step, effects)
     elif spec.when_open is WhenOpen.FALL_BACK:

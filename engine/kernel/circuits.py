@@ -142,12 +142,15 @@ class CircuitPartition:
             self._call(circuit, partition, bool(ok), at_ms, effects)
 
     def _timer(self, event: TimerFired, record: Record, effects: list[Effect]) -> None:
-        # The owner says that it is due: its clock and the broker's may differ, so the times are not compared again. It is
-        # believed if it speaks of the state that the circuit is in.
+        # It must speak of the state that the circuit is in, and be due by the broker's clock: an owner whose clock is ahead
+        # would otherwise take every probe back before it can be answered.
         service = (record.key or b"").decode(errors="replace")
         circuit = self.circuits.get(service)
         if circuit is None or circuit.due_ms() == NEVER or (event.step, event.attempt) != circuit.timer():
             effects.append(Ignored(Reason.NOT_WAITED_FOR, "TimerFired"))
+            return
+        if max(circuit.now_ms, record.time_ms) < circuit.due_ms():
+            effects.append(Ignored(Reason.NOT_DUE, "TimerFired"))
             return
         circuit.now_ms = max(circuit.now_ms, record.time_ms)
         circuit.at_offset = record.offset

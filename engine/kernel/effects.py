@@ -18,6 +18,8 @@ class Reason(StrEnum):
     ALREADY_FINISHED = "already_finished"
     STALE_ATTEMPT = "stale_attempt"
     NOT_WAITED_FOR = "not_waited_for"
+    NOT_DUE = "not_due"
+    """A timer that its owner, whose clock is ahead of the broker's, fired too early; it is set again."""
     UNKNOWN_STEP = "unknown_step"
     WRONG_TOKEN = "wrong_token"  # noqa: S105
     OLD_EPOCH = "old_epoch"
@@ -43,6 +45,8 @@ class Dispatch:
     """After this long without an answer the attempt counts as lost."""
     policy: CircuitPolicy | None
     trace: str | None = None
+    maybe_sent: bool = False
+    """Set by the runtime: an owner before may have sent it, so that refusing it does not mean that nobody was asked."""
 
 
 @dataclass(slots=True)

@@ -246,7 +246,8 @@ class Partition:
 
     def _registered(self, event: DefinitionRegistered, record: Record, effects: list[Effect]) -> None:
         try:
-            plan = compile_plan(parse_definition(event.definition))
+            # By its canonical form, as the checkpoints hold it: the order of keys shows in commands and outputs.
+            plan = compile_plan(parse_definition(parse_definition(event.definition).encoded))
         except InvalidRecord as error:
             effects.append(Quarantine(None, f"definition: {error}", "decode"))
             return

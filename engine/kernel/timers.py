@@ -19,6 +19,7 @@ from .waits import ask
 def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, changed_at: int, effects: list[Effect]) -> bool:
     """True when the workflow's id is to be forgotten. A timer that is not set (any more) is ignored.
 
+    So is one that comes too early by the broker's clock: the owner's may be ahead. It sets the timer again by how much.
     `changed_at` is the offset of the last event that changed the workflow; `state.at_offset` is this event's already.
     """
     match event.timer:
@@ -26,6 +27,8 @@ def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, changed_at
             step = _step(state, plan, event)
             if step is not None and step.status is StepStatus.BACKING_OFF and step.attempt == event.attempt:
                 assert plan is not None
+                if step.retry_at_ms > state.now_ms:
+                    return _ignored(Reason.NOT_DUE, effects)
                 if state.paused is not None:
                     step.retry_at_ms = NEVER  # it goes out once the workflow is resumed
                 else:
@@ -36,6 +39,8 @@ def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, changed_at
             undo = step.undo if step is not None else None
             if undo is not None and undo.status is UndoStatus.BACKING_OFF and undo.attempt == event.attempt:
                 assert plan is not None and step is not None
+                if undo.retry_at_ms > state.now_ms:
+                    return _ignored(Reason.NOT_DUE, effects)
                 if state.paused is not None:
                     undo.retry_at_ms = NEVER
                 else:
@@ -45,22 +50,32 @@ def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, changed_at
             step = _step(state, plan, event)
             if step is not None and step.status is StepStatus.AWAITING and step.attempt == event.attempt:
                 assert plan is not None
+                if step.until_ms > state.now_ms:
+                    return _ignored(Reason.NOT_DUE, effects)
                 _woke(state, plan, step, effects)
                 return False
         case Timer.DEADLINE:
             if state.status is WorkflowStatus.RUNNING and state.deadline_ms != NEVER:
                 assert plan is not None
+                if state.deadline_ms > state.now_ms:
+                    return _ignored(Reason.NOT_DUE, effects)
                 _deadline_passed(state, plan, effects)
                 return False
         case Timer.DEFINITION:
             if state.status is WorkflowStatus.WAITING:
+                if state.deadline_ms > state.now_ms:
+                    return _ignored(Reason.NOT_DUE, effects)
                 definition_missing(state, effects)
                 return False
         case Timer.FORGET:
             # The offset of its end tells this run from a later one under the same id.
             if state.terminal and event.attempt == changed_at:
-                return True
-    effects.append(Ignored(Reason.NOT_WAITED_FOR, "TimerFired"))
+                return state.deadline_ms <= state.now_ms or _ignored(Reason.NOT_DUE, effects)
+    return _ignored(Reason.NOT_WAITED_FOR, effects)
+
+
+def _ignored(reason: Reason, effects: list[Effect]) -> bool:
+    effects.append(Ignored(reason, "TimerFired"))
     return False
 
 

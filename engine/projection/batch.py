@@ -1,8 +1,8 @@
 """A batch: what the records of a poll amount to, one row per key, ready to be merged into the tables.
 
 Rules:
-- Records of one key are folded here by the same rule as in SQL (`workflow_merge`): the newer offset wins, at one offset the
-  higher rank. PostgreSQL refuses two rows of one key in one statement.
+- Records of one key are folded here by the same rule as in SQL (`workflow_merge`, `review_merge`): the newer offset wins, at
+  one offset the higher rank. PostgreSQL refuses two rows of one key in one statement.
 - A tombstone of a checkpoint changes nothing: the engine forgets a finished workflow's id after a week, people do not. Its
   row came from `results` and goes when an operator deletes it, or with a rebuild after its result has expired.
 - A finished workflow's stub has no steps. It never takes away what a checkpoint or the result brought.
@@ -122,7 +122,8 @@ class Batch:
             self._circuit(message)
         elif topic == topics.reviews:
             review = rows.review_row(self._decoded(message), partition)
-            _keep_newer(self._reviews, review.id, review, review.at_offset)
+            before = self._reviews.get(review.id)
+            self._reviews[review.id] = review if before is None else rows.merge_reviews(before, review)
         elif topic == topics.dead_letters:
             letter = rows.dead_letter_row(self._decoded(message), partition)
             _keep_newer(self._dead_letters, letter.id, letter, letter.at_offset)

@@ -1,7 +1,7 @@
 """Rows in a form that can be compared: what a record amounts to, beside what the database holds. `verify` is made of it.
 
 Rule: both sides go through the same `canonical`. PostgreSQL keeps numbers as decimals, so 1.0, 1 and 1e0 are one value, and
-integers beyond 2**53 are compared as doubles. What is an annotation (`withheld`) is not compared.
+integers beyond 2**53 are compared as doubles; times are whole milliseconds. What is an annotation (`withheld`) is not compared.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ _STUB_FIELDS: Final = (
     "at_offset",
     "started_ms",
     "finished_ms",
+    "paused",
+    "signals",
 )
 _NOT_COMPARED: Final = frozenset({"rank", "withheld"})
 
@@ -134,7 +136,7 @@ def canonical(value: Any) -> Any:
             raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
-_JSON_COLUMNS: Final = frozenset({"input", "output", "missing", "failure", "withheld", "failures"})
+_JSON_COLUMNS: Final = frozenset({"input", "output", "missing", "failure", "withheld", "paused", "signals", "failures"})
 
 
 def _from_staged(row: WorkflowRow | StepRow | CompensationRow) -> dict[str, Any]:
@@ -151,7 +153,8 @@ def _from_stored(row: Row) -> dict[str, Any]:
         if name in _NOT_COMPARED:
             continue
         if name.endswith("_at"):
-            found[f"{name.removesuffix('at')}ms"] = None if value is None else (value - _EPOCH) // _MS
+            # To the nearest: `to_timestamp` takes a double, which is microseconds off for a time a few centuries from now.
+            found[f"{name.removesuffix('at')}ms"] = None if value is None else (value - _EPOCH + _MS / 2) // _MS
         else:
             found[name] = canonical(value)
     return found

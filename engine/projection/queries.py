@@ -67,6 +67,10 @@ class Workflow:
     failure: dict[str, Any] | None
     correlation_id: str | None
     stopped: str | None
+    paused: dict[str, Any] | None
+    """{who, reason, at_ms}"""
+    signals: list[dict[str, Any]] | None
+    """{id, name, at_ms, bytes, payload} each: those that no step has waited for yet."""
     withheld: list[dict[str, Any]] | None
     partition: int
     at_offset: int
@@ -84,6 +88,9 @@ class Step:
     finished_at: datetime | None
     ended_order: int | None
     retry_at: datetime | None
+    until_at: datetime | None
+    """Of a step that awaits something: when it wakes, or has waited long enough."""
+    escalated: bool
     unknown: bool
     stand_in: str | None
     output: Any
@@ -118,6 +125,11 @@ class Review:
     details: Any
     input: Any
     created_at: datetime
+    decided_at: datetime | None
+    """None while it is open."""
+    decision: str | None
+    decided_by: str | None
+    decided_reason: str | None
     partition: int
     at_offset: int
 
@@ -243,10 +255,11 @@ async def health(sql: Sql) -> list[Health]:
     return [_as(Health, row) for row in await _fetch(sql, "health_list")]
 
 
-async def reviews(sql: Sql, *, limit: int = 50) -> list[Review]:
-    """The newest first."""
+async def reviews(sql: Sql, *, limit: int = 50, open_only: bool = False) -> list[Review]:
+    """The newest first. `open_only`: without those that are decided."""
     _check_limit(limit)
-    return [_as(Review, row) for row in await _fetch(sql, "reviews_list", {"limit": limit})]
+    params = {"limit": limit, "open_only": open_only}
+    return [_as(Review, row) for row in await _fetch(sql, "reviews_list", params)]
 
 
 async def dead_letters(sql: Sql, *, limit: int = 50) -> list[DeadLetter]:

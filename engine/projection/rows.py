@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from sagalog.schemas.codec import encode
 from sagalog.schemas.errors import InvalidRecord
+from sagalog.schemas.events import Decision
 from sagalog.schemas.statuses import TERMINAL, CircuitStatus, StepStatus, UndoStatus, WorkflowStatus
 
 TIME_MS_MAX: Final = 253_402_300_799_999
@@ -42,6 +43,19 @@ class Rank(IntEnum):
     RESULT = 3
 
 
+class ReviewRank(IntEnum):
+    """Which of two records of one review and one offset counts: the higher. The numbers are stored.
+
+    One event can close a review and open it again (a step is tried anew and cannot begin), or open it and close it (a step
+    is held and another one stops the workflow).
+    """
+
+    RETRIED = 0
+    """Closed because the step is tried anew."""
+    OPENED = 1
+    CLOSED = 2
+
+
 class WorkflowRow(NamedTuple):
     workflow_id: str
     name: str
@@ -63,6 +77,8 @@ class WorkflowRow(NamedTuple):
     missing: Json
     failure: Json
     withheld: Json
+    paused: Json
+    signals: Json
 
 
 class StepRow(NamedTuple):
@@ -81,6 +97,8 @@ class StepRow(NamedTuple):
     output: Json
     failed_attempts: int
     failures: Json
+    until_ms: int | None
+    escalated: bool
 
 
 class CompensationRow(NamedTuple):
@@ -127,7 +145,14 @@ class ReviewRow(NamedTuple):
     input: Json
     partition: int
     at_offset: int
+    rank: int
+    opened_offset: int | None
+    """Of the record from which everything above is; None when that one closes the review."""
     created_ms: int
+    decided_ms: int | None
+    decision: str | None
+    decided_by: str | None
+    decided_reason: str | None
 
 
 class DeadLetterRow(NamedTuple):
@@ -228,6 +253,8 @@ def workflow_row(workflow_id: str, record: Record, partition: int) -> WorkflowRo
         _json(record["missing"]) if record.get("missing") else None,
         _json(record.get("failure")),
         _json(withheld) if withheld else None,
+        _json(_object_or_none(record, "paused")),
+        _json(_objects(record, "signals") or None),
     )
 
 
@@ -255,6 +282,8 @@ def step_rows(workflow_id: str, record: Record) -> list[StepRow]:
                 _json(step.get("output")),
                 _integer_or_none(step, "failed_attempts") or 0,
                 _json(step["failures"]) if step.get("failures") else None,
+                _until_or_none(step),
+                step.get("escalated") is True,
             )
         )
     return rows
@@ -318,7 +347,11 @@ def circuit_row(record: Record, partition: int) -> CircuitRow:
 
 
 def review_row(record: Record, partition: int) -> ReviewRow:
-    """Work that waits for a person."""
+    """Work that waits for a person, or what was decided about it."""
+    at_offset = _integer(record, "at_offset", OFFSET_MAX, -1)
+    decided = _object_or_none(record, "decided")
+    decision = _text(decided, "decision") if decided is not None else None
+    rank = ReviewRank.CLOSED if decided is not None else ReviewRank.OPENED
     return ReviewRow(
         _key(_text(record, "id"), "id"),
         _key(_text(record, "workflow_id"), "workflow_id"),
@@ -330,8 +363,28 @@ def review_row(record: Record, partition: int) -> ReviewRow:
         _json(record.get("details")),
         _json(record.get("input")),
         partition,
-        _integer(record, "at_offset", OFFSET_MAX, -1),
+        at_offset,
+        int(ReviewRank.RETRIED if decision == Decision.RETRY else rank),
+        at_offset if decided is None else None,
         _time(record, "at_ms"),
+        _time(decided, "at_ms") if decided is not None else None,
+        decision,
+        _text(decided, "who") if decided is not None else None,
+        _text(decided, "reason") if decided is not None else None,
+    )
+
+
+def merge_reviews(one: ReviewRow, other: ReviewRow) -> ReviewRow:
+    """What two rows of one review amount to, in whatever order they came: what `review_merge` does in the table."""
+    asked = max(other, one, key=lambda row: (-2 if row.opened_offset is None else row.opened_offset, row.at_offset))
+    newest = max(other, one, key=lambda row: (row.at_offset, row.rank))
+    return asked._replace(
+        at_offset=newest.at_offset,
+        rank=newest.rank,
+        decided_ms=newest.decided_ms,
+        decision=newest.decision,
+        decided_by=newest.decided_by,
+        decided_reason=newest.decided_reason,
     )
 
 
@@ -356,7 +409,11 @@ def dead_letter_row(record: Record, partition: int) -> DeadLetterRow:
 
 def definition_row(hash_: str, record: Record) -> DefinitionRow:
     """A definition; it is not checked again whether it can run."""
-    agents = {_text(step, "name"): _text(step, "agent") for step in _objects(record, "steps")}
+    agents = {
+        _text(step, "name"): agent
+        for step in _objects(record, "steps")
+        if (agent := _text_or_none(step, "agent")) is not None
+    }
     return DefinitionRow(_key(hash_, "hash"), _text(record, "name"), _json(agents), _json(record))
 
 
@@ -462,6 +519,12 @@ def _time_or_none(record: Record, field: str) -> int | None:
     return _time(record, field) if record.get(field) is not None else None
 
 
+def _until_or_none(step: Record) -> int | None:
+    # A definition may compute a time to sleep until (microseconds, by mistake) that no calendar has: the row still shows the step.
+    value = step.get("until_ms")
+    return TIME_MS_MAX if type(value) is int and value > TIME_MS_MAX else _time_or_none(step, "until_ms")
+
+
 def _number(record: Record, field: str) -> float:
     value = record.get(field)
     if type(value) is not float and type(value) is not int:
@@ -474,6 +537,10 @@ def _object(record: Record, field: str) -> dict[str, Any]:
     if type(value) is not dict:
         raise _wrong(field, value, "an object")
     return value
+
+
+def _object_or_none(record: Record, field: str) -> dict[str, Any] | None:
+    return _object(record, field) if record.get(field) is not None else None
 
 
 def _objects(record: Record, field: str) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from sagalog.engine.kernel.circuits import CircuitPartition, dump_circuit, restore_circuit
-from sagalog.engine.kernel.effects import ClaimLost, Effect, Ignored, Moved, OwnerChanged, Quarantine
+from sagalog.engine.kernel.effects import ClaimLost, Effect, Ignored, Moved, OwnerChanged, Quarantine, Reason
 from sagalog.engine.kernel.state import NEVER
 from sagalog.schemas import records
 from sagalog.schemas.codec import decode_object, encode
@@ -36,11 +36,13 @@ class CircuitMachine:
         self._metrics = metrics
         self._fold = CircuitPartition()
         self._live = False
+        self._stopped = False
         self._timers = Timers()
         self._dirty: dict[str, None] = {}
         self._digest = Digest()
         self._marker: MarkerRecord | None = None
         self._cut_offset = -1
+        self._now_ms = 0
 
     @property
     def offset(self) -> int:
@@ -87,6 +89,8 @@ class CircuitMachine:
             for effect in effects:
                 self._handle(message, effect, ownership)
             effects.clear()
+            if self._stopped:
+                return
         for service in self._fold.touched:
             self._timers.set(service, self._fold.circuits[service].due_ms())
         self._dirty.update(self._fold.touched)
@@ -100,6 +104,10 @@ class CircuitMachine:
                 ownership.claim_lost(effect.epoch, effect.member)
             case Ignored():
                 self._metrics.ignored(effect)
+                if effect.reason is Reason.NOT_DUE:
+                    service = (message.key or b"").decode(errors="replace")
+                    left_ms = self._fold.circuits[service].due_ms() - message.timestamp
+                    self._timers.set(service, self._now_ms + max(1, left_ms))
             case Quarantine():
                 # Folded again after a crash, the record is quarantined again under the same key: nothing is lost.
                 self._metrics.quarantined.labels(effect.stage).inc()
@@ -115,7 +123,11 @@ class CircuitMachine:
     def go_live(self, now_ms: int) -> None:
         self._live = True
 
+    def stop(self) -> None:
+        self._live, self._stopped = False, True
+
     def tick(self, now_ms: int, monotonic_ms: int) -> None:
+        self._now_ms = now_ms
         if not self._live:
             return
         for service in self._timers.pop_due(now_ms, len(self._fold.circuits)):

@@ -19,7 +19,7 @@ from sagalog.schemas.commands import parse_heartbeat
 from sagalog.schemas.errors import InvalidRecord, SagalogError
 from sagalog.schemas.records import MARKER_KEY
 from sagalog.schemas.statuses import CircuitStatus
-from sagalog.topics.log import Consumer, Log, LogError, Message, Producer, TopicPartition
+from sagalog.topics.log import Consumer, Log, LogError, Message, Producer, ProducerBroken, TopicPartition
 from sagalog.topics.specs import Topics
 
 from .circuits import CircuitMachine
@@ -269,13 +269,19 @@ class Session:
         self._consumer.resume(processor.input)
 
     def _start_over(self, processor: Processor, error: BaseException | None = None) -> None:
-        """Throws a failed processor's state away and takes its partition over anew."""
+        """Throws a failed processor's state away and takes its partition over anew.
+
+        Raises ProducerBroken: the producer is shared, and a broken one never sends again, so the whole session starts over.
+        """
+        cause = error or processor.failure
+        if isinstance(cause, ProducerBroken):
+            raise cause
         partition = processor.input
         # One that fails again soon after it went live must not spin.
         failures = 0 if processor.live_ms >= LIVE_MS_TO_FORGIVE else self._failures.get(partition, 0) + 1
         self._failures[partition] = failures
         wait_s = _backoff_s(TAKEOVER_BACKOFF_MS, failures, self._engine.rng)
-        logger.warning("%s/%d: taken over anew in %.1f s: %s", *partition, wait_s, error or processor.failure)
+        logger.warning("%s/%d: taken over anew in %.1f s: %s", *partition, wait_s, cause)
         self._spawn(processor.close())
         if partition in self._taking_over:
             del self._taking_over[partition]
@@ -307,7 +313,8 @@ class Session:
             self._producer,
             transactional_id,
             self._topics.engine_group,
-            self._engine.member,
+            # A name for each take-over: a claim of this engine that the log still holds from before must not pass for the new one.
+            f"{self._engine.member}/{self._engine.rng.hex(8)}",
             self._clock,
             self._metrics,
         )

@@ -54,6 +54,9 @@ class Machine(Protocol):
     def go_live(self, now_ms: int) -> None:
         """Sends what the outbox holds."""
 
+    def stop(self) -> None:
+        """The partition is another's: not one more record is folded, nothing more is sent."""
+
     def tick(self, now_ms: int, monotonic_ms: int) -> None:
         """Timers, losses, what the gate releases; only while live."""
 

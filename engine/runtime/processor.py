@@ -166,6 +166,7 @@ class Processor:
             self._metrics.takeover_seconds.observe(took_ms / 1000)
             logger.info("%s/%d: live, epoch %d, after %d ms", *self.input, epoch, took_ms)
         elif self.phase is Phase.LIVE:
+            self.machine.stop()
             self._fail(OwnershipLost(f"{self.input.topic}/{self.input.partition}: {member} owns it now, epoch {epoch}"))
 
     def claim_lost(self, epoch: int, member: str) -> None:

@@ -22,6 +22,7 @@ from sagalog.engine.kernel.effects import (
     Moved,
     OwnerChanged,
     Quarantine,
+    Reason,
     ReviewClosed,
     ReviewNeeded,
 )
@@ -32,7 +33,6 @@ from sagalog.engine.kernel.state import NEVER, WorkflowState, dump
 from sagalog.engine.kernel.timers import due_timers
 from sagalog.schemas import records
 from sagalog.schemas.codec import decode_object, encode
-from sagalog.schemas.commands import Command
 from sagalog.schemas.definitions import CircuitPolicy
 from sagalog.schemas.events import AttemptLost, AttemptRefused, FailureKind, Quarantined, TimerFired
 from sagalog.schemas.ids import Direction, command_id
@@ -77,6 +77,7 @@ class WorkflowMachine:
         self._metrics = metrics
         self._fold = Partition()
         self._live = False
+        self._stopped = False
         self.gate = Gate(partition)
         self._timers = Timers()
         self._losses = Losses()
@@ -210,9 +211,10 @@ class WorkflowMachine:
             step = plan.find(state, entry["step"])
             assert step is not None
             undo = entry["direction"] == Direction.COMPENSATE
-            self.gate.hold_again(
-                undo_dispatch(state, plan, step) if undo else execute_dispatch(state, plan, step), entry
-            )
+            effect = undo_dispatch(state, plan, step) if undo else execute_dispatch(state, plan, step)
+            # The owner before may have let it go after its last snapshot.
+            effect.maybe_sent = True
+            self.gate.hold_again(effect, entry)
 
     # --- the hot path
 
@@ -226,6 +228,8 @@ class WorkflowMachine:
             if effects:
                 self._handle(message, effects, ownership)
                 effects.clear()
+                if self._stopped:
+                    return
         self._metrics.folded(self._partition, len(messages))
         self._settle_touched()
         if self._live:
@@ -264,6 +268,8 @@ class WorkflowMachine:
                     self._backlog.append((self._topics.reviews, outputs.review(effect)))
                 case Ignored():
                     self._metrics.ignored(effect)
+                    if effect.reason is Reason.NOT_DUE:
+                        self._set_again(message)
                 case Quarantine():
                     self._quarantine(message, effect)
                 case DefinitionKnown():
@@ -278,20 +284,21 @@ class WorkflowMachine:
         if admitted:
             self._send(effect)
         elif admitted is None:
-            self._refuse(effect.command)
+            self._refuse(effect)
 
     def _refuse_held(self, workflow_id: str) -> None:
-        """The workflow stops: what it has parked at a circuit was not sent and must not be, or the stop would wait for it."""
+        """The workflow stops: what it has parked at a circuit is not to be sent any more, or the stop would wait for it."""
         for held in self.gate.held_of(workflow_id):
             command = held.command
             if command.service is not None and command.direction is Direction.EXECUTE:
-                self._refuse(command)
+                self._refuse(held)
 
-    def _refuse(self, command: Command) -> None:
+    def _refuse(self, effect: Dispatch) -> None:
+        command = effect.command
         assert command.service is not None
         self._append_event(
             command.workflow_id,
-            AttemptRefused(self._fold.epoch, command.step, command.attempt, command.service),
+            AttemptRefused(self._fold.epoch, command.step, command.attempt, command.service, effect.maybe_sent),
             f"{command.command_id}/refused/{self._fold.epoch}",
         )
 
@@ -365,6 +372,7 @@ class WorkflowMachine:
         self._now_ms = now_ms
         outbox, self._outbox = self._outbox, {}
         for effect in outbox.values():
+            effect.maybe_sent = True
             self._dispatch(effect)
         for workflow_id in self.gate.held_workflows():
             state = self._fold.get(workflow_id)
@@ -372,6 +380,9 @@ class WorkflowMachine:
                 self._refuse_held(workflow_id)
         self._send_commands()
         self._send_backlog()
+
+    def stop(self) -> None:
+        self._live, self._stopped = False, True
 
     # --- what is seen outside the log
 
@@ -458,6 +469,13 @@ class WorkflowMachine:
             )
             self._metrics.timers.inc()
         # When the append is lost with the producer, the processor starts over; until the event is folded nothing fires again.
+
+    def _set_again(self, message: Message) -> None:
+        """A timer came too early: this owner's clock is ahead of the broker's, which says how long it still is."""
+        workflow_id = (message.key or b"").decode(errors="replace")
+        state = self._fold.get(workflow_id)
+        if state is not None:
+            self._timers.set(workflow_id, self._now_ms + max(1, state.due_ms() - message.timestamp))
 
     def _lose(self, lost_id: str, watched: Watched, message: str, kind: FailureKind = FailureKind.LOST) -> None:
         assert watched.step is not None

@@ -19,11 +19,12 @@ DELETE FROM step s USING gone WHERE s.workflow_id = gone.workflow_id
 WITH accepted AS (
     INSERT INTO workflow AS w (
         workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
-        deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld
+        deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals
     )
     SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank,
            to_timestamp(started_ms / 1000.0), to_timestamp(updated_ms / 1000.0), to_timestamp(finished_ms / 1000.0),
-           to_timestamp(deadline_ms / 1000.0), completeness, correlation_id, stopped, input, output, missing, failure, withheld
+           to_timestamp(deadline_ms / 1000.0), completeness, correlation_id, stopped, input, output, missing, failure, withheld,
+           paused, signals
     FROM staging_workflow
     ORDER BY workflow_id
     ON CONFLICT (workflow_id) DO UPDATE SET
@@ -39,6 +40,8 @@ WITH accepted AS (
         finished_at = excluded.finished_at,
         correlation_id = excluded.correlation_id,
         withheld = excluded.withheld,
+        paused = excluded.paused,
+        signals = excluded.signals,
         deadline_at = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.deadline_at
                            ELSE excluded.deadline_at END,
         completeness = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.completeness
@@ -57,11 +60,11 @@ DELETE FROM staging_workflow s WHERE NOT EXISTS (SELECT FROM accepted a WHERE a.
 -- Steps that did not change are not written again: most checkpoints move one step of several.
 INSERT INTO step AS t (
     workflow_id, step, place, status, attempt, agent, started_at, finished_at, ended_order, retry_at, unknown, stand_in, output,
-    failed_attempts, failures
+    failed_attempts, failures, until_at, escalated
 )
 SELECT s.workflow_id, s.step, s.place, s.status, s.attempt, s.agent, to_timestamp(s.started_ms / 1000.0),
        to_timestamp(s.finished_ms / 1000.0), s.ended_order, to_timestamp(s.retry_ms / 1000.0), s.unknown, s.stand_in, s.output,
-       s.failed_attempts, s.failures
+       s.failed_attempts, s.failures, to_timestamp(s.until_ms / 1000.0), s.escalated
 FROM staging_step s
 WHERE EXISTS (SELECT FROM staging_workflow w WHERE w.workflow_id = s.workflow_id)
 ON CONFLICT (workflow_id, step) DO UPDATE SET
@@ -77,12 +80,15 @@ ON CONFLICT (workflow_id, step) DO UPDATE SET
     stand_in = excluded.stand_in,
     output = excluded.output,
     failed_attempts = excluded.failed_attempts,
-    failures = excluded.failures
-WHERE (t.status, t.attempt, t.failed_attempts, t.unknown, t.place)
-          IS DISTINCT FROM (excluded.status, excluded.attempt, excluded.failed_attempts, excluded.unknown, excluded.place)
-   OR (t.agent, t.started_at, t.finished_at, t.ended_order, t.retry_at, t.stand_in, t.output, t.failures)
+    failures = excluded.failures,
+    until_at = excluded.until_at,
+    escalated = excluded.escalated
+WHERE (t.status, t.attempt, t.failed_attempts, t.unknown, t.place, t.escalated)
+          IS DISTINCT FROM (excluded.status, excluded.attempt, excluded.failed_attempts, excluded.unknown, excluded.place,
+                            excluded.escalated)
+   OR (t.agent, t.started_at, t.finished_at, t.ended_order, t.retry_at, t.until_at, t.stand_in, t.output, t.failures)
           IS DISTINCT FROM (excluded.agent, excluded.started_at, excluded.finished_at, excluded.ended_order, excluded.retry_at,
-                            excluded.stand_in, excluded.output, excluded.failures)
+                            excluded.until_at, excluded.stand_in, excluded.output, excluded.failures)
 
 -- compensation_merge --
 -- As steps.
@@ -140,27 +146,44 @@ WHERE excluded.at_offset >= t.at_offset
 DELETE FROM circuit WHERE service = ANY(%(keys)s)
 
 -- review_merge --
--- A review that was sent twice is one.
+-- What a person is asked is of the newest record that opened the review: one that closes it does not repeat that, and brings its
+-- own only while none that opens has been seen. Whether it is decided is of the newest record of all. So the order of arrival
+-- does not matter, and what was sent twice counts once. Offsets are -1 or more: -2 is less than any.
 INSERT INTO review AS t (
-    id, workflow_id, definition, name, step, kind, reason, details, input, partition, at_offset, created_at
+    id, workflow_id, definition, name, step, kind, reason, details, input, partition, at_offset, rank, opened_offset, created_at,
+    decided_at, decision, decided_by, decided_reason
 )
-SELECT id, workflow_id, definition, name, step, kind, reason, details, input, partition, at_offset,
-       to_timestamp(created_ms / 1000.0)
+SELECT id, workflow_id, definition, name, step, kind, reason, details, input, partition, at_offset, rank, opened_offset,
+       to_timestamp(created_ms / 1000.0), to_timestamp(decided_ms / 1000.0), decision, decided_by, decided_reason
 FROM staging_review
 ORDER BY id
 ON CONFLICT (id) DO UPDATE SET
-    workflow_id = excluded.workflow_id,
-    definition = excluded.definition,
-    name = excluded.name,
-    step = excluded.step,
-    kind = excluded.kind,
-    reason = excluded.reason,
-    details = excluded.details,
-    input = excluded.input,
-    partition = excluded.partition,
-    at_offset = excluded.at_offset,
-    created_at = excluded.created_at
-WHERE excluded.at_offset >= t.at_offset
+    (workflow_id, definition, name, step, kind, reason, details, input, partition, opened_offset, created_at) = (
+        SELECT c.workflow_id, c.definition, c.name, c.step, c.kind, c.reason, c.details, c.input, c.partition, c.opened_offset,
+               c.created_at
+        FROM (VALUES
+            (0, t.workflow_id, t.definition, t.name, t.step, t.kind, t.reason, t.details, t.input, t.partition,
+             t.opened_offset, t.created_at, t.at_offset),
+            (1, excluded.workflow_id, excluded.definition, excluded.name, excluded.step, excluded.kind, excluded.reason,
+             excluded.details, excluded.input, excluded.partition, excluded.opened_offset, excluded.created_at,
+             excluded.at_offset)
+        ) AS c (late, workflow_id, definition, name, step, kind, reason, details, input, partition, opened_offset, created_at,
+                at_offset)
+        ORDER BY coalesce(c.opened_offset, -2) DESC, c.at_offset DESC, c.late DESC
+        LIMIT 1
+    ),
+    (at_offset, rank, decided_at, decision, decided_by, decided_reason) = (
+        SELECT c.at_offset, c.rank, c.decided_at, c.decision, c.decided_by, c.decided_reason
+        FROM (VALUES
+            (0, t.at_offset, t.rank, t.decided_at, t.decision, t.decided_by, t.decided_reason),
+            (1, excluded.at_offset, excluded.rank, excluded.decided_at, excluded.decision, excluded.decided_by,
+             excluded.decided_reason)
+        ) AS c (late, at_offset, rank, decided_at, decision, decided_by, decided_reason)
+        ORDER BY c.at_offset DESC, c.rank DESC, c.late DESC
+        LIMIT 1
+    )
+WHERE (excluded.at_offset, excluded.rank) >= (t.at_offset, t.rank)
+   OR coalesce(excluded.opened_offset, -2) > coalesce(t.opened_offset, -2)
 
 -- dead_letter_merge --
 -- A dead letter that was sent twice is one.

@@ -47,7 +47,9 @@ SELECT * FROM circuits ORDER BY service
 
 -- reviews_list --
 -- Newest first.
-SELECT * FROM reviews ORDER BY created_at DESC, id DESC LIMIT %(limit)s
+SELECT * FROM reviews
+WHERE NOT %(open_only)s::boolean OR open
+ORDER BY created_at DESC, id DESC LIMIT %(limit)s
 
 -- dead_letters_list --
 -- Newest first.
@@ -60,7 +62,7 @@ SELECT * FROM health ORDER BY agent
 -- rows_workflows --
 -- For verify, a page of ids at a time; `ids` NULL: all.
 SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
-       deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld
+       deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals
 FROM workflow
 WHERE (%(ids)s::text[] IS NULL OR workflow_id = ANY(%(ids)s::text[])) AND workflow_id > %(after)s
 ORDER BY workflow_id
@@ -69,7 +71,7 @@ LIMIT %(limit)s
 -- rows_steps --
 -- Of one page of workflows.
 SELECT workflow_id, step, place, status, attempt, agent, started_at, finished_at, ended_order, retry_at, unknown, stand_in,
-       output, failed_attempts, failures
+       output, failed_attempts, failures, until_at, escalated
 FROM step
 WHERE workflow_id = ANY(%(ids)s::text[])
 

@@ -5,11 +5,13 @@
 CREATE TEMPORARY TABLE IF NOT EXISTS staging_workflow (
     workflow_id text, name text, definition text, status text, terminal boolean, partition integer, at_offset bigint,
     rank smallint, started_ms bigint, updated_ms bigint, finished_ms bigint, deadline_ms bigint, completeness double precision,
-    correlation_id text, stopped text, input jsonb, output jsonb, missing jsonb, failure jsonb, withheld jsonb
+    correlation_id text, stopped text, input jsonb, output jsonb, missing jsonb, failure jsonb, withheld jsonb,
+    paused jsonb, signals jsonb
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE IF NOT EXISTS staging_step (
     workflow_id text, step text, place integer, status text, attempt integer, agent text, started_ms bigint, finished_ms bigint,
-    ended_order integer, retry_ms bigint, unknown boolean, stand_in text, output jsonb, failed_attempts integer, failures jsonb
+    ended_order integer, retry_ms bigint, unknown boolean, stand_in text, output jsonb, failed_attempts integer, failures jsonb,
+    until_ms bigint, escalated boolean
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE IF NOT EXISTS staging_compensation (
     workflow_id text, step text, place integer, status text, attempt integer, undone_order integer, started_ms bigint,
@@ -22,7 +24,8 @@ CREATE TEMPORARY TABLE IF NOT EXISTS staging_circuit (
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE IF NOT EXISTS staging_review (
     id text, workflow_id text, definition text, name text, step text, kind text, reason text, details jsonb, input jsonb,
-    partition integer, at_offset bigint, created_ms bigint
+    partition integer, at_offset bigint, rank smallint, opened_offset bigint, created_ms bigint, decided_ms bigint, decision text,
+    decided_by text, decided_reason text
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE IF NOT EXISTS staging_dead_letter (
     id text, workflow_id text, definition text, name text, step text, agent text, direction text, input jsonb, failures jsonb,

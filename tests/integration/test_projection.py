@@ -11,6 +11,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import Any
 
 import orjson
@@ -27,6 +28,7 @@ from sagalog.engine.projection.postgres import PostgresSql
 from sagalog.engine.projection.projector import PositionLost, PositionMoved, Projector, ProjectorLimits, projected
 from sagalog.engine.projection.sql import MigrationError, SqlError, SqlRefused, SqlUnavailable
 from sagalog.infra.clock import SystemClock, SystemRng
+from sagalog.schemas.definitions import Definition, Sleep, Step, Task, WaitFor
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.log import Out, TopicPartition
 from sagalog.topics.specs import Topics
@@ -343,6 +345,167 @@ async def test_rows_compare_equal_to_the_records_they_came_from(world: World) ->
     assert set(await fetch_rows(world.sql, ["w2", "nobody"])) == {"w2"}
 
 
+# --- people and waits
+
+
+def review(at_offset: int, decision: str | None = None, **more: Any) -> dict[str, Any]:
+    """A record that opens the review of a task, or closes it."""
+    record = {
+        "id": "w/pay/task", "workflow_id": "w", "definition": "d" * 16, "name": "order", "step": "pay", "kind": "task",
+        "reason": f"asked at {at_offset}", "details": {"at": at_offset}, "input": {"at": at_offset},
+        "at_ms": T0 + at_offset, "at_offset": at_offset,
+    }  # fmt: skip
+    if decision is not None:
+        del record["details"]
+        record["decided"] = {"decision": decision, "who": "ann", "reason": "checked", "at_ms": T0 + at_offset}
+        record["reason"] = "it was waiting for a decision"
+    return record | more
+
+
+async def test_a_review_opens_closes_and_opens_again(world: World) -> None:
+    opened, closed, again = review(5), review(7, "retry"), review(9)
+    partition, sql = partition_of("w"), world.sql
+
+    async def project(*records: dict[str, Any]) -> queries.Review:
+        await world.append(world.topics.reviews, partition, *(out("w", record) for record in records))
+        await world.caught_up()
+        (found,) = await queries.reviews(sql)
+        open_ = await queries.reviews(sql, open_only=True)
+        assert open_ == ([found] if found.decided_at is None else [])
+        assert await world.query("SELECT open FROM reviews") == [(found.decided_at is None,)]
+        return found
+
+    async with world.projecting():
+        first = await project(opened)
+        assert (first.reason, first.details, first.decision) == ("asked at 5", {"at": 5}, None)
+        decided = await project(closed)
+        assert (decided.reason, decided.details, decided.input) == ("asked at 5", {"at": 5}, {"at": 5})
+        assert decided.created_at == first.created_at
+        assert (decided.at_offset, decided.decision, decided.decided_by, decided.decided_reason) == (
+            7, "retry", "ann", "checked",
+        )  # fmt: skip
+        assert decided.decided_at is not None and decided.decided_at.timestamp() == (T0 + 7) / 1000
+        assert await project(opened) == decided
+        assert await project(closed, opened, closed) == decided
+        asked = await project(again)
+        assert (asked.reason, asked.details, asked.at_offset) == ("asked at 9", {"at": 9}, 9)
+        assert asked.created_at.timestamp() == (T0 + 9) / 1000
+        assert (asked.decided_at, asked.decision, asked.decided_by, asked.decided_reason) == (None, None, None, None)
+        assert await project(closed) == asked
+        assert await project(opened, closed, again) == asked
+        ended = await project(review(11, "approve"))
+        assert (ended.reason, ended.decision, ended.created_at) == ("asked at 9", "approve", asked.created_at)
+        assert await project(opened, closed, again) == ended
+
+
+async def test_the_row_of_a_review_does_not_depend_on_the_order_of_its_records(world: World) -> None:
+    """Each record in a batch of its own, in every order; among them two of one offset, as one event may write them."""
+    histories = {
+        "open": [review(5), review(7, "retry"), review(7)],
+        "moot": [review(5), review(7), review(7, "moot")],
+        "late": [review(5), review(7, "retry"), review(7), review(9, "moot")],
+    }
+    orders = [(name, order) for name, records in histories.items() for order in permutations(records)]
+    async with world.projecting():
+        for turn in range(4):
+            for number, (name, order) in enumerate(orders):
+                if turn < len(order):
+                    record = order[turn] | {"id": f"{name}-{number}"}
+                    await world.append(world.topics.reviews, 0, out("w", record))
+            await world.caught_up()
+    found = await queries.reviews(world.sql)
+    assert len(found) == len(orders)
+    assert {row.created_at.timestamp() for row in found} == {(T0 + 7) / 1000}
+    for name, wanted in (("open", (None, None, 7)), ("moot", ("moot", "ann", 7)), ("late", ("moot", "ann", 9))):
+        same = [row for row in found if row.id.startswith(name)]
+        assert {(row.reason, row.details["at"]) for row in same} == {("asked at 7", 7)}
+        assert {(row.decision, row.decided_by, row.at_offset) for row in same} == {wanted}
+
+
+async def test_a_review_whose_closing_comes_first_takes_what_that_has_until_the_opening_comes(world: World) -> None:
+    async with world.projecting():
+        await world.append(world.topics.reviews, 0, out("w", review(7, "approve")))
+        await world.caught_up()
+        (found,) = await queries.reviews(world.sql)
+        assert (found.reason, found.details, found.input) == ("it was waiting for a decision", None, {"at": 7})
+        await world.append(world.topics.reviews, 0, out("w", review(5)))
+        await world.caught_up()
+    (found,) = await queries.reviews(world.sql)
+    assert (found.reason, found.details, found.decision, found.at_offset) == ("asked at 5", {"at": 5}, "approve", 7)
+
+
+async def test_a_paused_workflow_shows_who_paused_it_and_which_signals_it_keeps(world: World) -> None:
+    paused = {"who": "ann", "reason": "month's end", "at_ms": T0 + 3}
+    signal = {"id": "s-1", "name": "paid", "at_ms": T0 + 4, "bytes": 90, "payload": {"amount": 3.0, "text": "a\0"}}
+    partition = partition_of("w")
+
+    async def project(topic: str, record: dict[str, Any]) -> queries.Workflow:
+        await world.append(topic, partition, out("w", record))
+        await world.caught_up()
+        if "completeness" in record or "finished_ms" not in record:
+            found = await fetch_rows(world.sql)
+            assert differences(expected_rows("w", record, partition), found["w"]) == []
+        details = await queries.show_workflow(world.sql, "w")
+        assert details is not None
+        return details.workflow
+
+    checkpoints = world.topics.checkpoints
+    async with world.projecting():
+        found = await project(checkpoints, checkpoint(5, 1, paused=paused, signals=[signal, signal | {"id": "s-2"}]))
+        assert found.paused == paused
+        assert found.signals is not None and [kept["id"] for kept in found.signals] == ["s-1", "s-2"]
+        assert found.signals[0]["payload"] == {"amount": 3, "text": "a\ufffd"}
+        found = await project(checkpoints, checkpoint(6, 1, signals=[signal]))
+        assert found.paused is None and found.signals is not None and len(found.signals) == 1
+        await project(checkpoints, checkpoint(7, 1, paused=paused, signals=[signal]))
+        # The stub says that it is over: nothing is paused any more, and nobody waits for a signal.
+        found = await project(checkpoints, stub(9, "terminated"))
+        assert (found.status, found.terminal, found.paused, found.signals) == ("terminated", True, None, None)
+        found = await project(world.topics.results, result("w", 9, "terminated"))
+        assert (found.paused, found.signals) == (None, None)
+
+
+async def test_steps_that_await_say_until_when_and_have_no_agent(world: World) -> None:
+    definition = Definition(
+        name="order",
+        steps=(
+            Step(name="reserve", agent="stock"),
+            Step(name="nap", needs=("reserve",), sleep=Sleep(ms=100)),
+            Step(name="payment", needs=("nap",), wait_for=WaitFor(signal="paid", timeout_ms=1_000)),
+            Step(name="approve", needs=("payment",), task=Task(title="Approve", timeout_ms=1_000)),
+        ),
+    )
+    record = checkpoint(5, definition=definition.hash)
+    # Far away, and no whole second: what a double holds of it is 8 microseconds too early.
+    far_ms = 95_617_584_000_000 + 357
+    record["steps"] = [
+        {"name": "reserve", "status": "done", "attempt": 1},
+        {"name": "nap", "status": "awaiting", "attempt": 1, "started_ms": T0, "until_ms": far_ms},
+        {"name": "payment", "status": "awaiting", "attempt": 1, "started_ms": T0, "until_ms": 10**15},
+        {"name": "approve", "status": "awaiting", "attempt": 1, "until_ms": T0 + 1_000, "escalated": True},
+    ]
+    partition = partition_of("w")
+    async with world.projecting() as metrics:
+        await world.append(world.topics.definitions, 0, Out(definition.hash.encode(), definition.encoded, []))
+        await world.append(world.topics.checkpoints, partition, out("w", record))
+        await world.caught_up()
+        assert value_of(metrics.quarantined, topic=world.topics.definitions) == 0
+    rows = await fetch_rows(world.sql)
+    assert differences(expected_rows("w", record, partition), rows["w"]) == []
+    found = await queries.show_workflow(world.sql, "w")
+    assert found is not None
+    assert [(step.step, step.status, step.agent, step.escalated) for step in found.steps] == [
+        ("reserve", "done", "stock", False),
+        ("nap", "awaiting", None, False),
+        ("payment", "awaiting", None, False),
+        ("approve", "awaiting", None, True),
+    ]
+    until = [step.until_at for step in found.steps]
+    assert until[0] is None and until[1] is not None and until[1].year == 5000
+    assert until[2] is not None and until[2].year == 9999
+    assert until[3] is not None and until[3].timestamp() == (T0 + 1_000) / 1000
+
+
 # --- what must not arrive, and in which order
 
 
@@ -411,7 +574,14 @@ CHANGES: list[dict[str, Any]] = [
     {"failed_attempts": 7},
     {"failures": [{"kind": "transient", "message": "no", "at_ms": T0}]},
 ]
-STEP_CHANGES = [*CHANGES, {"unknown": True}, {"stand_in": "default"}, {"output": {"ref": 7}}]
+STEP_CHANGES = [
+    *CHANGES,
+    {"unknown": True},
+    {"stand_in": "default"},
+    {"output": {"ref": 7}},
+    {"until_ms": T0 + 77},
+    {"escalated": True},
+]
 
 
 async def test_every_single_change_of_a_step_or_of_the_ledger_arrives(world: World) -> None:
@@ -679,7 +849,9 @@ async def test_many_migrate_at_once_and_one_does_it(world: World) -> None:
         await sql.open()
     await asyncio.gather(*(sql.migrate() for sql in many))
     await asyncio.gather(*(sql.close() for sql in many))
-    assert await world.query("SELECT version, name FROM schema_migrations ORDER BY 1") == [(1, "tables"), (2, "views")]
+    assert await world.query("SELECT version, name FROM schema_migrations ORDER BY 1") == [
+        (1, "tables"), (2, "views"), (3, "people"),
+    ]  # fmt: skip
 
 
 async def test_a_changed_migration_is_an_error_and_changes_nothing(world: World) -> None:
@@ -692,11 +864,41 @@ async def test_a_changed_migration_is_an_error_and_changes_nothing(world: World)
         with pytest.raises(MigrationError, match=problem):
             async with world.sql.transaction() as transaction:
                 await migrate(transaction, world.sql.schema, world.topics.prefix, migrations)
-    more = replace(first, version=3, name="broken", text="CREATE TABLE extra (a integer); SELECT nonsense")
+    more = replace(first, version=len(rest) + 2, name="broken", text="CREATE TABLE extra (a integer); SELECT nonsense")
     with pytest.raises(SqlError, match="nonsense"):
         async with world.sql.transaction() as transaction:
             await migrate(transaction, world.sql.schema, world.topics.prefix, [first, *rest, more])
-    assert await world.query("SELECT to_regclass('extra'), count(*) FROM schema_migrations") == [(None, 2)]
+    assert await world.query("SELECT to_regclass('extra'), count(*) FROM schema_migrations") == [(None, len(rest) + 1)]
+
+
+async def test_a_database_of_version_2_keeps_its_rows_and_what_was_built_on_its_views(world: World) -> None:
+    async with world.sql.transaction() as transaction:
+        await migrate(transaction, world.sql.schema, world.topics.prefix, load_migrations()[:2])
+    at = f"to_timestamp({T0 // 1000})"
+    await world.query(
+        "INSERT INTO workflow (workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at)"
+        f" VALUES ('w', 'order', 'd', 'running', false, {partition_of('w')}, 3, 2, {at}, {at});"
+        "INSERT INTO step (workflow_id, step, place, status, attempt, unknown, failed_attempts)"
+        " VALUES ('w', 'pay', 0, 'running', 1, false, 0);"
+        "INSERT INTO review (id, workflow_id, definition, name, step, kind, reason, details, input, partition, at_offset,"
+        f" created_at) VALUES ('w/pay/task', 'w', 'd', 'order', 'pay', 'task', 'asked', '7', '8', {partition_of('w')}, 5, {at});"
+        "CREATE VIEW built AS SELECT r.id, s.status FROM reviews r JOIN steps s USING (workflow_id)"
+    )
+    await world.sql.migrate()
+    found = await queries.show_workflow(world.sql, "w")
+    assert found is not None
+    assert (found.workflow.paused, found.workflow.signals) == (None, None)
+    assert [(step.until_at, step.escalated) for step in found.steps] == [(None, False)]
+    assert [review.id for review in await queries.reviews(world.sql, open_only=True)] == ["w/pay/task"]
+    async with world.projecting():
+        # Closed now, the row of before keeps what was asked.
+        await world.append(world.topics.reviews, partition_of("w"), out("w", review(9, "approve")))
+        await world.caught_up()
+    (row,) = await queries.reviews(world.sql)
+    assert (row.reason, row.details, row.input, row.decision, row.at_offset) == ("asked", 7, 8, "approve", 9)
+    assert row.created_at.timestamp() == T0 / 1000
+    assert await queries.reviews(world.sql, open_only=True) == []
+    assert await world.query("SELECT * FROM built") == [("w/pay/task", "running")]
 
 
 async def test_a_schema_belongs_to_one_prefix_and_two_prefixes_to_two_schemas(world: World) -> None:

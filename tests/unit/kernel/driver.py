@@ -28,7 +28,7 @@ from sagalog.engine.kernel.effects import (
     ReviewClosed,
     ReviewNeeded,
 )
-from sagalog.engine.kernel.state import WorkflowState, dump
+from sagalog.engine.kernel.state import NEVER, WorkflowState, dump
 from sagalog.engine.kernel.timers import due_timers
 from sagalog.schemas import ids
 from sagalog.schemas.codec import encode
@@ -179,8 +179,10 @@ class Driver:
         direction = Direction.COMPENSATE if undo else Direction.EXECUTE
         return self.append(AttemptLost(epoch, step, attempt, direction, "no answer in time", kind))
 
-    def refuse(self, step: str, service: str, attempt: int = 1, *, epoch: int = 1) -> list[Effect]:
-        return self.append(AttemptRefused(epoch, step, attempt, service))
+    def refuse(
+        self, step: str, service: str, attempt: int = 1, *, epoch: int = 1, maybe_sent: bool = False
+    ) -> list[Effect]:
+        return self.append(AttemptRefused(epoch, step, attempt, service, maybe_sent))
 
     def cancel(self) -> list[Effect]:
         return self.append(CancelRequested("wanted", "tester"))
@@ -284,7 +286,14 @@ class CircuitDriver:
         return self.append_raw(service.encode(), encode(record), TYPE_OUTCOME.encode())
 
     def fire(self, status: str, turn: int, *, service: str = "bank", epoch: int = 1) -> list[Effect]:
-        """A timer of the circuit, whether or not it is the one that is set."""
+        """A timer of the circuit, whether or not it is the one that is set, at the time for which one is."""
+        circuit = self.partition.circuits.get(service)
+        if circuit is not None and circuit.due_ms() != NEVER:
+            self.now_ms = max(self.now_ms, circuit.due_ms())
+        return self.fire_as_it_is(status, turn, service=service, epoch=epoch)
+
+    def fire_as_it_is(self, status: str, turn: int, *, service: str = "bank", epoch: int = 1) -> list[Effect]:
+        """The same, whatever the time."""
         event = TimerFired(epoch, Timer.CIRCUIT, status, turn)
         return self.append_raw(service.encode(), encode_event(event), TYPE_OF[TimerFired].encode())
 

@@ -675,3 +675,20 @@ def test_a_deadline_timer_of_a_workflow_without_a_deadline_is_ignored() -> None:
     driver.start("saga")
 
     assert shown(driver.fire(Timer.DEADLINE)) == ["ignored not_waited_for"]
+
+
+def test_a_refused_attempt_that_an_owner_before_may_have_sent_is_undone() -> None:
+    driver = Driver(saga(step("a", service="bank", when_open="fail", compensate={})))
+    driver.start("saga")
+
+    refused = driver.refuse("a", "bank", maybe_sent=True)
+
+    assert commands(refused) == ["a/1/compensate"]
+
+
+def test_a_parked_attempt_that_an_owner_before_may_have_sent_is_undone_when_the_workflow_stops() -> None:
+    driver = Driver(saga(step("a", service="bank", compensate={})), round_trip=True)
+    driver.start("saga")
+    driver.cancel()
+
+    assert commands(driver.refuse("a", "bank", maybe_sent=True)) == ["a/1/compensate"]

@@ -179,6 +179,7 @@ def test_after_a_take_over_only_the_new_owners_decisions_count() -> None:
     driver.fail("a")
     state = driver.dumps()[WORKFLOW]
 
+    driver.now_ms += 60_000
     taken = driver.append(Owned(2, "next"), key=b"@owner")
     zombie = driver.fire(Timer.RETRY, "a", 1, epoch=1)
     before_mine = driver.dumps()[WORKFLOW]

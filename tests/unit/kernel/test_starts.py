@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import orjson
 import pytest
 
 from sagalog.engine.kernel import Partition
-from sagalog.engine.kernel.effects import Effect
+from sagalog.engine.kernel.effects import Dispatch, Effect
 from sagalog.engine.kernel.state import NEVER
 from sagalog.engine.kernel.timers import due_timers
 from sagalog.schemas.codec import encode
@@ -305,6 +306,8 @@ def test_the_timer_that_forgets_names_the_offset_of_the_end() -> None:
     assert due_timers(driver.state, None, START_MS + REMEMBER_MS) == [(Timer.FORGET, None, ended_at)]
     assert ignored(driver.fire(Timer.FORGET, attempt=ended_at - 1)) == "not_waited_for"
     assert ignored(driver.fire(Timer.FORGET, attempt=ended_at + 2)) == "not_waited_for"
+    assert ignored(driver.fire(Timer.FORGET, attempt=ended_at)) == "not_due"
+    driver.now_ms = START_MS + REMEMBER_MS
     assert driver.fire(Timer.FORGET, attempt=ended_at) == []
     assert driver.dumps() == {}
 
@@ -373,3 +376,25 @@ def test_what_is_due_is_known_without_a_timer_too() -> None:
 
     assert driver.state.due_ms() == NEVER
     assert driver.state.watch_ms(driver.partition.plans[OLD.hash]) == 630_000
+
+
+def test_a_definition_from_the_log_and_one_from_the_checkpoints_give_the_same_bytes() -> None:
+    unsorted = {"z": 1, "a": 2}
+    definition = saga(
+        step("a", critical=False, default=unsorted, retry={"attempts": 1}),
+        step("b", "a", input={"fields": {"z": {"step": "a"}, "a": {"value": unsorted}}}),
+        output={"fields": {"z": {"step": "b"}, "a": {"value": 1}}},
+    )
+    from_log = Driver(definition)
+    from_checkpoints = Driver()
+    from_checkpoints.partition.load_definition(definition.encoded)
+
+    told = []
+    for driver in (from_log, from_checkpoints):
+        driver.start("saga", "in")
+        effects = driver.fail("a") + driver.done("b", "out")
+        told.append(encode([effect.command for effect in effects if isinstance(effect, Dispatch)] + [result(effects)]))
+
+    first, second = (orjson.loads(one) for one in told)
+    assert first[-1].pop("at_offset") == second[-1].pop("at_offset") + 1
+    assert encode(first) == encode(second)

@@ -1,0 +1,179 @@
+"""The machine of one partition of `events`, without a broker: what it appends, and what it must not.
+
+Each of these was found by the simulation (tests/simulation) first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from sagalog.engine.runtime.gate import CircuitView
+from sagalog.engine.runtime.metrics import EngineMetrics
+from sagalog.engine.runtime.workflows import WorkflowMachine
+from sagalog.schemas.definitions import Compensation, Definition, Step, WhenOpen
+from sagalog.schemas.events import (
+    TYPE_OF,
+    CancelRequested,
+    DefinitionRegistered,
+    Event,
+    FailureKind,
+    Owned,
+    StepFailed,
+    WorkflowStarted,
+    encode_event,
+)
+from sagalog.schemas.ids import Direction
+from sagalog.schemas.statuses import CircuitStatus
+from sagalog.topics.log import Headers, Out
+from sagalog.topics.specs import Topics
+
+START_MS = 1_000_000
+
+
+@dataclass
+class Record:
+    offset: int
+    timestamp: int
+    key: bytes
+    value: bytes
+    headers: Headers
+    topic: str = "t.events"
+    partition: int = 0
+
+
+@dataclass
+class World:
+    """A machine, its log, and the member that it is."""
+
+    member: str = "me"
+    offset: int = 0
+    now_ms: int = START_MS
+    sent: list[tuple[str, Out]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.machine = WorkflowMachine(Topics("t"), 0, 1, self._append, EngineMetrics())
+        self.machine.tick(self.now_ms, self.now_ms)
+
+    def _append(self, topic: str, partition: int, records: Sequence[Out]) -> None:
+        self.sent += [(topic, record) for record in records]
+
+    def owner_changed(self, epoch: int, member: str) -> None:
+        if member == self.member:
+            self.machine.go_live(self.now_ms)
+        else:
+            self.machine.stop()
+
+    def claim_lost(self, epoch: int, member: str) -> None:
+        raise AssertionError("nobody else claims here")
+
+    def record(self, event: Event, key: str = "w1", ce_id: str = "seed", at_ms: int | None = None) -> Record:
+        self.offset += 1
+        headers = [("ce_type", TYPE_OF[type(event)].encode()), ("ce_id", ce_id.encode())]
+        return Record(self.offset, at_ms or self.now_ms, key.encode(), encode_event(event), headers)
+
+    def fold(self, *records: Record) -> list[tuple[str, Any]]:
+        """What the machine appended meanwhile: (topic, document)."""
+        self.sent.clear()
+        self.machine.fold(records, self)
+        return self.appended()
+
+    def tick(self, ms: int) -> list[tuple[str, Any]]:
+        self.sent.clear()
+        self.now_ms += ms
+        self.machine.tick(self.now_ms, self.now_ms)
+        return self.appended()
+
+    def appended(self) -> list[tuple[str, Any]]:
+        return [(topic, orjson.loads(record.value or b"null")) for topic, record in self.sent]
+
+    def token(self, command: Any) -> str:
+        return str(command["token"])
+
+
+def definition(**more: Any) -> Definition:
+    return Definition(name="saga", steps=(Step(name="a", agent="worker", compensate=Compensation(), **more),))
+
+
+def started(world: World, saga: Definition) -> list[Record]:
+    return [
+        world.record(DefinitionRegistered(saga.model_dump(mode="json")), "@definition/x"),
+        world.record(WorkflowStarted("saga"), "w1"),
+    ]
+
+
+def test_whoever_reads_a_newer_claim_in_the_middle_of_a_batch_sends_nothing_of_it() -> None:
+    world = World()
+    world.fold(world.record(Owned(1, "me"), "@owner"))
+    batch = [*started(world, definition()), world.record(Owned(2, "other"), "@owner")]
+    behind = world.record(WorkflowStarted("saga"), "w2")
+
+    assert world.fold(*batch, behind) == []
+    assert world.machine.offset == batch[-1].offset, "what stands behind the claim is the other's"
+    assert world.tick(60_000) == []
+
+
+def test_what_an_owner_before_may_have_sent_is_refused_as_such_after_a_take_over() -> None:
+    world = World()
+    world.machine.circuit("bank", CircuitView(CircuitStatus.OPEN, START_MS))
+    before = started(world, definition(service="bank", when_open=WhenOpen.FAIL))
+
+    appended = world.fold(*before, world.record(Owned(1, "me"), "@owner"))
+
+    assert [(topic, document["maybe_sent"]) for topic, document in appended] == [("t.events", True)]
+
+
+def test_what_the_owner_itself_never_sent_is_refused_as_that() -> None:
+    world = World()
+    world.fold(world.record(Owned(1, "me"), "@owner"))
+    world.machine.circuit("bank", CircuitView(CircuitStatus.OPEN, START_MS))
+
+    appended = world.fold(*started(world, definition(service="bank", when_open=WhenOpen.FAIL)))
+
+    assert [document for topic, document in appended if topic == "t.events"] == [
+        {"epoch": 1, "step": "a", "attempt": 1, "service": "bank"}
+    ]
+
+
+def test_a_parked_command_from_before_a_take_over_is_refused_as_one_that_may_be_out() -> None:
+    world = World()
+    world.machine.circuit("bank", CircuitView(CircuitStatus.OPEN, START_MS))
+    world.fold(*started(world, definition(service="bank")), world.record(Owned(1, "me"), "@owner"))
+
+    appended = world.fold(world.record(CancelRequested("wanted", "tester"), ce_id="cancel"))
+
+    assert [document for topic, document in appended if topic == "t.events"] == [
+        {"epoch": 1, "step": "a", "attempt": 1, "service": "bank", "maybe_sent": True}
+    ]
+
+
+def test_a_timer_that_came_too_early_is_set_again_by_how_much_it_was() -> None:
+    world = World()
+    world.fold(world.record(Owned(1, "me"), "@owner"))
+    ((topic, command), *_) = world.fold(*started(world, definition()))
+    assert topic == "t.commands.worker"
+    failed = StepFailed(
+        "a", 1, Direction.EXECUTE, world.token(command), FailureKind.RETRYABLE, "no", retry_after_ms=400
+    )
+    broker_ms = world.now_ms
+    world.fold(world.record(failed, at_ms=broker_ms))
+
+    # This owner's clock is ten seconds ahead of the broker's.
+    ((topic, fired), *_) = world.tick(10_000)
+    assert (topic, fired["timer"]) == ("t.events", "retry")
+    world.fold(Record(world.offset + 1, broker_ms + 5, b"w1", *_timer(fired)))
+    world.offset += 1
+
+    due_in_ms = world.machine.next_due_ms() - world.now_ms
+    assert 390 <= due_in_ms <= 500
+    assert world.tick(due_in_ms - 1) == []
+    ((_, again), *_) = world.tick(1)
+    ((topic, command), *_) = world.fold(Record(world.offset + 1, broker_ms + 5 + due_in_ms, b"w1", *_timer(again)))
+    assert (topic, command["attempt"]) == ("t.commands.worker", 2)
+
+
+def _timer(document: Any) -> tuple[bytes, Headers]:
+    return orjson.dumps(document), [("ce_type", b"sagalog.timer-fired.v1"), ("ce_id", b"timer")]
