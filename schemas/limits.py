@@ -37,6 +37,8 @@ FALLBACKS_MAX: Final = 10
 USAGE_MAX: Final = 10**12
 """Tokens, or units of cost, of one attempt; what an agent reports beyond is cut."""
 BUDGET_MAX: Final = 10**15
+TIME_MS_MAX: Final = 253_402_300_799_999
+"""The end of the year 9999, the last that dates of most languages and databases hold."""
 BACKOFF_MS_MAX: Final = 24 * 3600 * 1000
 
 CONDITION_CHARS_MAX: Final = 1_000

@@ -110,6 +110,13 @@ def close_review(
     effects.append(ReviewClosed(record))
 
 
+def close_stop(state: WorkflowState, decision: str, who: str, why: str, effects: list[Effect]) -> None:
+    """The review of a workflow that was stopped by a record in quarantine is decided."""
+    record = _review(state, "quarantined", "the workflow was stopped", None, None)
+    record["decided"] = {"decision": decision, "who": who, "reason": why, "at_ms": state.now_ms}
+    effects.append(ReviewClosed(record))
+
+
 _REVIEW_OF = {StepStatus.AWAITING: "task", StepStatus.HELD: "step_failed"}
 
 

@@ -12,7 +12,7 @@ from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
 from . import items
-from .closing import finish, move_workflow, review
+from .closing import close_stop, finish, move_workflow, review
 from .effects import Answered, Dispatch, Effect, Ignored, Reason
 from .plan import Plan
 from .progress import close_reviews, dispatch, dispatch_undo, execute_dispatch, proceed, stop, undo_dispatch, undo_next
@@ -39,7 +39,7 @@ def act(state: WorkflowState, plan: Plan | None, event: ActionRequested, effects
         case Action.PAUSE:
             done = _pause(state, event)
         case Action.RESUME:
-            done = _resume(state, plan, effects)
+            done = _resume(state, plan, event, effects)
         case Action.TERMINATE:
             _terminate(state, plan, event, effects)
             done = True
@@ -71,12 +71,13 @@ def _pause(state: WorkflowState, event: ActionRequested) -> bool:
     return True
 
 
-def _resume(state: WorkflowState, plan: Plan | None, effects: list[Effect]) -> bool:
+def _resume(state: WorkflowState, plan: Plan | None, event: ActionRequested, effects: list[Effect]) -> bool:
     if state.status is WorkflowStatus.QUARANTINED:
         if plan is None or not state.steps:
             return False  # it stopped before it began: cancelling is not possible either, terminating is
         move_workflow(state, Trigger.RESUMED if state.failure is None else Trigger.RESUMED_UNDOING, effects)
         state.stopped = None
+        close_stop(state, event.action, event.who[:TEXT_CHARS_MAX], event.reason[:TEXT_CHARS_MAX], effects)
         _send_again(state, plan, effects)
     elif state.paused is None:
         return False
@@ -121,6 +122,8 @@ def _go_on(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
 def _terminate(state: WorkflowState, plan: Plan | None, event: ActionRequested, effects: list[Effect]) -> None:
     """Ends the workflow as it stands. What is out is not waited for, nothing is undone: the result shows what was done."""
     state.failure = _cause(state, f"terminated by {event.who}: {event.reason}")
+    if state.status is WorkflowStatus.QUARANTINED:
+        close_stop(state, event.action, event.who[:TEXT_CHARS_MAX], event.reason[:TEXT_CHARS_MAX], effects)
     if plan is not None:
         for step in state.leaves():
             name = plan.steps[step.index].name_of(step)

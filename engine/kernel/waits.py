@@ -11,14 +11,14 @@ from datetime import datetime
 from typing import Any
 
 from sagalog.schemas.definitions import Sleep, Task, WaitFor
-from sagalog.schemas.limits import SIGNAL_KEEP_MS
+from sagalog.schemas.limits import SIGNAL_KEEP_MS, TIME_MS_MAX
 from sagalog.schemas.records import SignalRecord
 from sagalog.schemas.statuses import StepStatus
 
 from .closing import close_step, move_step_to, review
 from .effects import Effect
 from .plan import PlanStep
-from .state import NEVER, StepState, WorkflowState
+from .state import StepState, WorkflowState
 
 
 class CannotWait(Exception):
@@ -128,6 +128,6 @@ def _time_ms(state: WorkflowState, spec: PlanStep) -> int:
         raise CannotWait(
             f"it is to sleep until {shown}, which is no time: give epoch milliseconds, or RFC 3339 with an offset"
         )
-    if found >= NEVER:
-        raise CannotWait(f"it is to sleep until {found}, which is beyond every calendar")
+    if found > TIME_MS_MAX:
+        raise CannotWait(f"it is to sleep until {found}, which is beyond the year 9999; are these milliseconds?")
     return found

@@ -17,10 +17,9 @@ from typing import Any, Final, NamedTuple
 from sagalog.schemas.codec import encode
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import Decision
+from sagalog.schemas.limits import TIME_MS_MAX
 from sagalog.schemas.statuses import TERMINAL, CircuitStatus, StepStatus, UndoStatus, WorkflowStatus
 
-TIME_MS_MAX: Final = 253_402_300_799_999
-"""The end of the year 9999, the last that Python's datetime holds."""
 INTEGER_MAX: Final = 2**31 - 1
 OFFSET_MAX: Final = 2**63 - 1
 KEY_BYTES_MAX: Final = 2_000
@@ -282,7 +281,7 @@ def step_rows(workflow_id: str, record: Record) -> list[StepRow]:
                 _json(step.get("output")),
                 _integer_or_none(step, "failed_attempts") or 0,
                 _json(step["failures"]) if step.get("failures") else None,
-                _until_or_none(step),
+                _time_or_none(step, "until_ms"),
                 step.get("escalated") is True,
             )
         )
@@ -517,12 +516,6 @@ def _time(record: Record, field: str) -> int:
 
 def _time_or_none(record: Record, field: str) -> int | None:
     return _time(record, field) if record.get(field) is not None else None
-
-
-def _until_or_none(step: Record) -> int | None:
-    # A definition may compute a time to sleep until (microseconds, by mistake) that no calendar has: the row still shows the step.
-    value = step.get("until_ms")
-    return TIME_MS_MAX if type(value) is int and value > TIME_MS_MAX else _time_or_none(step, "until_ms")
 
 
 def _number(record: Record, field: str) -> float:

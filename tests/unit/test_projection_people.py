@@ -12,19 +12,17 @@ import orjson
 import pytest
 
 from sagalog.engine.kernel.effects import Effect, ReviewClosed, ReviewNeeded
-from sagalog.engine.kernel.state import dump
 from sagalog.engine.projection import rows
 from sagalog.engine.projection.batch import Batch
 from sagalog.engine.projection.compare import differences, expected_rows
 from sagalog.engine.projection.rows import ReviewRank, ReviewRow
-from sagalog.schemas.codec import encode
 from sagalog.schemas.definitions import Definition, Sleep, Step, Task, WaitFor
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import Action, Decision
 from sagalog.schemas.statuses import TERMINAL, StepStatus, UndoStatus, WorkflowStatus
 from sagalog.topics.specs import Topics
 
-from .kernel.driver import WORKFLOW, Driver, saga, step, waiting
+from .kernel.driver import Driver, saga, step, waiting
 from .test_projection_rows import T0, batch_of, checkpoint, result, staged, stub
 
 TOPICS = Topics("unit")
@@ -88,15 +86,6 @@ def test_a_step_that_awaits_says_until_when_and_whether_it_was_escalated() -> No
     first, second = rows.step_rows("w", record)
     assert (first.until_ms, first.escalated) == (None, False)
     assert (second.status, second.agent, second.until_ms, second.escalated) == ("awaiting", None, T0 + 60_000, True)
-
-
-def test_a_sleep_beyond_the_calendar_is_shown_at_its_end() -> None:
-    """Microseconds where milliseconds are meant: the fold takes that, and the workflow must not vanish for it."""
-    driver = Driver(saga(waiting("nap", sleep={"until": {"input": ""}})))
-    driver.start("saga", T0 * 1_000)
-    state = driver.partition.hot[WORKFLOW]
-    (row,) = rows.step_rows(WORKFLOW, orjson.loads(encode(dump(state, driver.partition.plan_of(state)))))
-    assert (row.status, row.until_ms) == ("awaiting", rows.TIME_MS_MAX)
 
 
 @pytest.mark.parametrize(

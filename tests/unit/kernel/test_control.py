@@ -199,6 +199,7 @@ def test_a_resumed_quarantined_workflow_sends_again_what_was_out() -> None:
 
     assert shown(resumed) == [
         "workflow quarantined -> running by resumed",
+        "review -/quarantined closed: resume",
         "answered b/1/execute",
         "send b/1/execute",
     ]
@@ -215,6 +216,7 @@ def test_a_workflow_that_was_being_undone_goes_on_undoing() -> None:
 
     assert shown(driver.act(Action.RESUME)) == [
         "workflow quarantined -> compensating by resumed_undoing",
+        "review -/quarantined closed: resume",
         "answered a/1/compensate",
         "send a/1/compensate",
     ]
@@ -236,6 +238,9 @@ def test_a_quarantined_workflow_can_be_terminated_with_what_it_did() -> None:
     driver.done("a", "out")
     driver.stop()
 
-    ended: Any = result(driver.act(Action.TERMINATE))
+    terminated = driver.act(Action.TERMINATE)
+
+    assert shown(terminated)[0] == "review -/quarantined closed: terminate"
+    ended: Any = result(terminated)
 
     assert ended["status"] == "terminated" and ended["steps"][0]["output"] == "out"
