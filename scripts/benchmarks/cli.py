@@ -15,6 +15,7 @@ from rich.console import Console
 
 from benchmarks import environment, pipeline
 from benchmarks.children import last_words
+from benchmarks.fold import fold
 from benchmarks.recovery import recovery
 from benchmarks.report import Report, merged
 from benchmarks.settings import (
@@ -41,7 +42,8 @@ Measures sagalog on an embedded Kafka of its own, which is gone afterwards.
   engine    the real engine and agent host, in turn with the floor; ratios are taken within neighbouring pairs
   recovery  kill -9 with many open workflows: seconds until the first command goes out again
   start     seconds until the embedded servers answer
-  all       engine, recovery and start
+  fold      the fold without a broker: processor time per event, bytes per idle workflow
+  all       engine, recovery, start and fold
 """
 EXAMPLES: Final = """\
 examples:
@@ -49,6 +51,7 @@ examples:
   scripts/bench engine --json | jq .ratios
   scripts/bench floor --runs 5 --in-flight 8000
   scripts/bench engine --agent raw            without the agent host: what the engine alone costs
+  scripts/bench fold --open 1000 1000000      whether the cost stays flat
   scripts/bench recovery --workflows 100000 --session-timeout-ms 6000
 
 A figure is min, median and max over the runs. Compare figures of one machine only, and ratios across machines.
@@ -78,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace) -> Report:
     say = Console(stderr=True, highlight=False).print
+    if options.name == "fold":
+        return _fold(options, environment.describe(None), lambda line: say(line, style="dim"))
     say("starting a Kafka …", style="dim")
     with (
         EmbeddedStack(postgres=False) as stack,
@@ -96,8 +101,15 @@ def _measure(options: argparse.Namespace) -> Report:
         # After the broker above has ended: it would slow down those that are measured.
         started = start(options.runs, found, lambda line: say(line, style="dim"))
         report = started if report is None else merged(options.name, [report, started])
+    if options.name == "all":
+        assert report is not None
+        report = merged(options.name, [report, _fold(options, found, lambda line: say(line, style="dim"))])
     assert report is not None
     return report
+
+
+def _fold(options: argparse.Namespace, found: Mapping[str, Any], progress: Callable[[str], None]) -> Report:
+    return fold(options.runs, options.sagas, sorted(options.open), options.payload_bytes, found, progress)
 
 
 async def _run(
@@ -149,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     pipelined, recovering = PipelineSettings(), RecoverySettings()
     parser.add_argument(
-        "name", metavar="NAME", choices=("floor", "engine", "recovery", "start", "all"), help="see above"
+        "name", metavar="NAME", choices=("floor", "engine", "recovery", "start", "fold", "all"), help="see above"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add = parser.add_argument
@@ -190,6 +202,18 @@ def _parser() -> argparse.ArgumentParser:
         type=_whole(1_000, 300_000),
         default=recovering.session_timeout_ms,
         help="of the engine (default: %(default)s)",
+    )
+    folding = parser.add_argument_group("fold")
+    folding.add_argument(
+        "--sagas", type=_whole(100, 1_000_000), default=10_000, help="four-step sagas a run (default: %(default)s)"
+    )
+    folding.add_argument(
+        "--open",
+        type=_whole(1, 10_000_000),
+        nargs="+",
+        metavar="N",
+        default=[1_000, 100_000, 1_000_000],
+        help="idle open workflows beside them (default: 1000 100000 1000000)",
     )
     return parser
 
