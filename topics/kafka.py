@@ -344,7 +344,7 @@ class _KafkaConsumer:
             batches: Mapping[Any, Sequence[Message]] = await self._consumer.getmany(
                 timeout_ms=timeout_ms, max_records=max_records
             )
-        except kafka_errors.KafkaError as error:
+        except (kafka_errors.KafkaError, kafka_errors.ConsumerStoppedError) as error:
             raise LogError(f"reading failed: {type(error).__name__}: {error}") from error
         return batches
 
@@ -372,7 +372,7 @@ class _KafkaConsumer:
             await self._consumer.commit({KafkaTopicPartition(*tp): offset for tp, offset in offsets.items()})
         except (kafka_errors.CommitFailedError, kafka_errors.IllegalStateError) as error:
             raise NotAssigned(f"the group has moved on: {error}") from error
-        except kafka_errors.KafkaError as error:
+        except (kafka_errors.KafkaError, kafka_errors.IllegalOperation) as error:
             raise LogError(f"committing offsets failed: {type(error).__name__}: {error}") from error
 
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
@@ -493,6 +493,11 @@ class _KafkaProducer:
             # Whatever it is, nobody must wait for ever for what is queued or on its way.
             queue.extendleft(reversed(ended))
             self._break(error)
+        except asyncio.CancelledError:
+            # Closed while a batch is on its way (the broker is gone): whether it arrived, nobody will know.
+            queue.extendleft(reversed(ended))
+            self._break(kafka_errors.ProducerClosed())
+            raise
         finally:
             del self._drains[key]
             del self._queues[key]
@@ -609,6 +614,12 @@ async def _bounded(awaitable: Any, what: str) -> None:
         logger.warning("a %s did not close within %s s; it is left to the process's end", what, CLOSE_TIMEOUT_S)
     except kafka_errors.KafkaError as error:
         logger.warning("closing a %s failed: %s: %s", what, type(error).__name__, error)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # The client awaits a fetch that it has cancelled itself while that waits to try again: it is not we who were cancelled.
+        logger.warning("closing a %s was cut short by the client itself; no broker answers", what)
 
 
 __all__ = ["Headers", "KafkaLog", "KafkaSecurity"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from sagalog.schemas.definitions import Definition, parse_definition
 from sagalog.schemas.errors import InvalidDefinition, SagalogError
+from sagalog.schemas.limits import DEFINITION_BYTES_MAX
+from sagalog.schemas.mermaid import mermaid
 from sagalog.topics.provision import check, provision
 from sagalog.topics.specs import all_specs
 
@@ -20,7 +23,7 @@ from .output import out, pretty, print_json, table
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 topics_app = typer.Typer(no_args_is_help=True, help="The topics of this prefix: make them, check them.")
-definitions_app = typer.Typer(no_args_is_help=True, help="Definitions: check, register, list, show.")
+definitions_app = typer.Typer(no_args_is_help=True, help="Definitions: check, register, list, show, draw.")
 
 
 def register(app: typer.Typer) -> None:
@@ -100,7 +103,7 @@ def topics_list(json: Json = False) -> None:
 
 # --- definitions
 
-Source = Annotated[str, typer.Argument(help="A JSON file, or module:name of a Definition.")]
+Source = Annotated[str, typer.Argument(help="A JSON or YAML file, or module:name of a Definition.")]
 
 
 @definitions_app.command("check")
@@ -174,14 +177,68 @@ def definitions_show(name: Annotated[str, typer.Argument(help="A name, or name@h
     out.print(pretty(run(work()).model_dump(mode="json")), markup=False)
 
 
+@definitions_app.command("schema")
+def definitions_schema() -> None:
+    """The JSON Schema of definitions, for editors and other languages.
+
+    Example: sagalog definitions schema > sagalog.schema.json
+    """
+    print_json(Definition.model_json_schema())
+
+
+@definitions_app.command("mermaid")
+def definitions_mermaid(source: Source) -> None:
+    """A definition as a Mermaid flowchart.
+
+    Example: sagalog definitions mermaid sagalog.agents.invoices.saga:definition
+    """
+    out.print(mermaid(load_definition(source)), markup=False, end="", soft_wrap=True)
+
+
+_FILES: Final = (".json", ".yaml", ".yml")
+YAML_VALUES_MAX: Final = 100_000
+
+
+def _from_yaml(raw: bytes, source: str) -> Mapping[str, Any]:
+    # YAML 1.2, in which `on` and `no` are words; what stands there twice, and every tag, is refused. Loaded when it is wanted.
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if len(raw) > DEFINITION_BYTES_MAX:
+        raise InvalidDefinition(source, f"is {len(raw):,} bytes, more than {DEFINITION_BYTES_MAX:,}")
+    try:
+        found = YAML(typ="safe", pure=True).load(raw)
+    except (YAMLError, ValueError) as error:
+        raise InvalidDefinition(source, f"is not YAML ({' '.join(str(error).split())[:300]})") from None
+    if not isinstance(found, Mapping):
+        raise InvalidDefinition(source, f"holds a {type(found).__name__}; a definition is a mapping")
+    _check_aliases(found, source)
+    return found
+
+
+def _check_aliases(document: Mapping[str, Any], source: str) -> None:
+    """Aliases of aliases grow without bound when they are written out."""
+    left: list[Any] = [document]
+    for _ in range(YAML_VALUES_MAX):
+        if not left:
+            return
+        value = left.pop()
+        if isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    raise InvalidDefinition(source, f"has more than {YAML_VALUES_MAX:,} values with its aliases written out")
+
+
 def load_definition(source: str) -> Definition:
-    """From a JSON file, or from `module:name`. Raises InvalidDefinition, NotFound."""
+    """From a JSON or YAML file, or from `module:name`. Raises InvalidDefinition, NotFound."""
     path = Path(source)
-    if path.suffix == ".json" or path.is_file():
+    if path.suffix in _FILES or path.is_file():
         try:
-            return parse_definition(path.read_bytes())
+            raw = path.read_bytes()
         except OSError as error:
-            raise NotFound(f"{source} cannot be read ({error.strerror}); name a JSON file or module:name") from None
+            raise NotFound(f"{source} cannot be read ({error.strerror}); name a file or module:name") from None
+        return parse_definition(_from_yaml(raw, source) if path.suffix in (".yaml", ".yml") else raw)
     module, colon, name = source.partition(":")
     if not (module and colon and name):
         raise NotFound(f"{source!r} is neither a file nor module:name, such as sagalog.agents.invoices.saga:definition")

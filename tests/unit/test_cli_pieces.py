@@ -118,7 +118,7 @@ def test_a_definition_comes_from_a_file_or_a_module(here: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ("none.json", NotFound, r"^none\.json cannot be read \(No such file or directory\); name a JSON file or module:"),
+        ("none.json", NotFound, r"^none\.json cannot be read \(No such file or directory\); name a file or module:"),
         ("order", NotFound, "^'order' is neither a file nor module:name, such as "),
         (":saga", NotFound, "^':saga' is neither a file nor module:name"),
         ("mine:", NotFound, "^'mine:' is neither a file nor module:name"),
@@ -152,7 +152,8 @@ def test_what_is_no_definition_says_why(here: Path, source: str, error: type[Sag
 
 def workflow(**changed: Any) -> dict[str, Any]:
     """A workflow as the projection shows it."""
-    nothing = {"stopped": None, "failure": None, "missing": None, "withheld": None, "terminal": False}
+    empty = ("stopped", "failure", "missing", "withheld", "paused", "signals")
+    nothing = {**dict.fromkeys(empty), "terminal": False}
     return {"workflow": {**nothing, **changed}, "steps": [], "reviews": [], "dead_letters": []}
 
 
@@ -189,14 +190,31 @@ def test_why_says_what_went_wrong_and_who_has_to_look() -> None:
         failure={"message": "deadline exceeded", "kind": "timeout"},
         missing=[{"step": "match", "why": "ledger is down", "stand_in": "default"}],
     )
-    found["reviews"] = [{"kind": "compensation_failed", "reason": "post could not be undone"}]
+    found["reviews"] = [
+        {"kind": "compensation_failed", "reason": "post could not be undone", "decided_at": None},
+        {"kind": "task", "reason": "look", "decided_at": "12:00", "decision": "approve", "decided_by": "ana"},
+    ]
     found["dead_letters"] = [{"direction": "compensate", "step": "post", "failed_attempts": 10}]
     assert why(found) == [
         "stopped: event 7 cannot be read",
         "failed in the workflow: deadline exceeded (timeout)",
         "missing match: ledger is down (default stands in)",
         "review (compensation_failed): post could not be undone",
+        "review (task): look; approve by ana",
         "dead letter: compensate post, 10 failed attempts",
+    ]
+
+
+def test_why_says_what_people_have_to_do_with_it() -> None:
+    found = workflow(
+        paused={"who": "ana", "reason": "a call", "at_ms": 1_500}, signals=[{"name": "paid", "at_ms": 2_000}]
+    )
+    found["steps"] = [{"step": "nap", "status": "awaiting", "until_at": "12:00"}]
+
+    assert why(found) == [
+        "paused by ana since 1970-01-01 00:00:01.500: a call",
+        "nap waits, at most until 12:00",
+        "signal paid of 1970-01-01 00:00:02.000 is kept until a step waits for it",
     ]
 
 
@@ -325,8 +343,10 @@ def test_the_documented_commands_are_there() -> None:
     assert set(ALL) == {
         "dev", "engine", "agent", "project", "watch",
         "start", "wait", "list", "show", "history", "cancel", "verify", "replay",
+        "signal", "pause", "resume", "terminate", "reviews", "decide",
         "topics create", "topics list",
-        "definitions check", "definitions register", "definitions list", "definitions show",
+        "definitions check", "definitions register", "definitions list", "definitions show", "definitions mermaid",
+        "definitions schema",
     }  # fmt: skip
 
 
@@ -394,3 +414,53 @@ def test_brackets_in_a_message_are_no_markup() -> None:
         assert cell(text).plain == text
     assert cell("failed").style == "red"
     assert cell(None).plain == ""
+
+
+# --- definitions in files
+
+
+def test_a_yaml_definition_is_the_same_as_its_json(tmp_path: Path) -> None:
+    text = """
+    name: order
+    steps:
+      - {name: reserve, agent: stock, compensate: {}}
+      - name: charge
+        agent: bank
+        needs: [reserve]
+        fallbacks:
+          - agent: other
+            on: [refusal]
+    """
+    (tmp_path / "order.yaml").write_text(text)
+
+    found = load_definition(str(tmp_path / "order.yaml"))
+
+    (tmp_path / "order.json").write_bytes(found.encoded)
+    assert load_definition(str(tmp_path / "order.json")).hash == found.hash
+    assert found.steps[1].fallbacks[0].on == ("refusal",), "YAML 1.2: `on` is a word"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\na: 2\n", 'found duplicate key "a"'),
+        ("- x\n", "holds a list; a definition is a mapping"),
+        ("!!python/object:os.system x\n", "is not YAML"),
+        ("a: [", "is not YAML"),
+        ("\x00", "is not YAML"),
+        ("x" * 262_145, "more than 262,144"),
+        (
+            "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)),
+            "with its aliases written out",
+        ),
+        ("name: x\nsteps: []\n", "steps"),
+    ],
+)
+def test_what_is_no_yaml_definition_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "d.yaml").write_text(text)
+
+    with pytest.raises(InvalidDefinition) as raised:
+        load_definition(str(tmp_path / "d.yaml"))
+
+    assert said in str(raised.value)
