@@ -74,6 +74,7 @@ class Handler:
 
     def arguments(self, value: Any, context: Context) -> dict[str, Any]:
         """The keyword arguments for an input. Raises pydantic's ValidationError."""
+        found: dict[str, Any]
         if self.whole is not None:
             found = {self.whole: _validated(self.input, value)}
         elif self.fields:
@@ -88,7 +89,8 @@ class Handler:
 
 def _validated(adapter: TypeAdapter[Any], value: Any) -> Any:
     try:
-        return adapter.validate_python(value)
+        # The adapter's own method passes eight defaults on: as long again as the validation of a small model.
+        return adapter.validator.validate_python(value)
     except ValidationError:
         # The value was JSON: a strict model takes a date or a tuple from JSON, but not from the str or list that it became.
         return adapter.validate_json(orjson.dumps(value))

@@ -32,6 +32,12 @@ _VERSION: Final = ("ce_specversion", b"1.0")
 _JSON: Final = ("content-type", b"application/json")
 _COMPLETED: Final = ("ce_type", TYPE_OF[StepCompleted].encode())
 _FAILED: Final = ("ce_type", TYPE_OF[StepFailed].encode())
+_TYPE_AT: Final = 1
+"""Where the headers of an answer have its type."""
+
+
+Kept = tuple[bytes, bool, bytes | None]
+"""What is remembered of an answer: its value, whether it is a failure, and its trace context. The command gives the rest."""
 
 
 class InvalidOutput(Exception):
@@ -40,10 +46,19 @@ class InvalidOutput(Exception):
 
 def completed(command: Command, source: bytes, trace: bytes | None, output: Any, duration_ms: int) -> Out:
     """The attempt did what it was asked. `output` is what `dump_output` made."""
-    event = StepCompleted(
-        command.step, command.attempt, command.direction, command.token, output, command.agent, duration_ms
-    )
-    return Out(command.workflow_id.encode(), encode_event(event), _headers(_COMPLETED, command, source, trace))
+    # What `encode_event` makes of a StepCompleted, without the detour over one; once per command.
+    event = {
+        "step": command.step,
+        "attempt": command.attempt,
+        "direction": command.direction,
+        "token": command.token,
+        "output": output,
+        "agent": command.agent,
+        "duration_ms": duration_ms,
+    }
+    if output is None:
+        del event["output"]
+    return Out(command.workflow_id.encode(), orjson.dumps(event), _headers(_COMPLETED, command, source, trace))
 
 
 def failed(
@@ -108,10 +123,24 @@ def raised(
     )
 
 
+def kept(out: Out, trace: bytes | None) -> Kept:
+    """An answer, to be remembered."""
+    assert out.value is not None
+    return out.value, out.headers[_TYPE_AT] is _FAILED, trace
+
+
+def again(answer: Kept, command: Command, source: bytes) -> Out:
+    """The answer that was kept, once more."""
+    value, is_failure, trace = answer
+    ce_type = _FAILED if is_failure else _COMPLETED
+    return Out(command.workflow_id.encode(), value, _headers(ce_type, command, source, trace))
+
+
 def dump_output(adapter: TypeAdapter[Any], value: Any) -> Any:
     """The JSON of what a handler returned, ready to be put into an event. Raises InvalidOutput."""
     try:
-        raw = adapter.dump_json(adapter.validate_python(value), warnings="error")
+        # The methods of the adapter itself pass on 8 and 15 defaults.
+        raw = adapter.serializer.to_json(adapter.validator.validate_python(value), warnings="error")
         check_raw(raw, "output", PAYLOAD_BYTES_MAX)
     except ValidationError as error:
         raise InvalidOutput(problems(error, "output")) from None
@@ -132,11 +161,11 @@ def problems(error: ValidationError, root: str) -> str:
 
 
 def _headers(ce_type: tuple[str, bytes], command: Command, source: bytes, trace: bytes | None) -> Headers:
-    # Tuples: remembered answers in lists would be looked through by every garbage collection.
-    ce_id = ("ce_id", f"{command.command_id}/result".encode())
-    if trace is None:
-        return (_VERSION, ce_type, ("ce_source", source), ce_id, _JSON)
-    return (_VERSION, ce_type, ("ce_source", source), ce_id, _JSON, ("traceparent", trace))
+    # A list, as the client wants it: another sequence is copied into one.
+    headers = [_VERSION, ce_type, ("ce_source", source), ("ce_id", f"{command.command_id}/result".encode()), _JSON]
+    if trace is not None:
+        headers.append(("traceparent", trace))
+    return headers
 
 
 def _said(error: BaseException) -> str:

@@ -22,6 +22,11 @@ drop what it has fetched (up to 4 MiB a partition, to be fetched again), so a sh
 TOPIC_CHECK_MS: Final = 30_000
 """How often a silent host asks whether its topic still exists: a deleted one gives empty polls for ever."""
 
+GATHER_ANSWERS: Final = 256
+GATHER_MS: Final = 10
+"""While handlers end in every turn of the event loop, so many answers are gathered, or for so long, before they are sent. With
+bursts of 24 commands and a concurrency of 8 that made one request of three, and halved the time until the last answer."""
+
 COMMIT_INTERVAL_MS: Final = 200
 COMMIT_TIMEOUT_MS: Final = 5_000
 METADATA_BYTES_MAX: Final = 4_000

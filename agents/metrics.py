@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,13 +13,22 @@ from sagalog.schemas.ids import Direction
 
 COMPLETED: Final = "completed"
 
+
+class Durations(Histogram):
+    """A histogram that takes many equal observations at once: each call takes two locks and looks at every bucket."""
+
+    def observe_times(self, amount: float, times: int) -> None:
+        self._sum.inc(amount * times)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(times)
+
+
 _COMMANDS = Counter(
     "sagalog_agent_commands",
     "Commands answered; result is completed, or the kind of the failure.",
     ["agent", "direction", "result"],
 )
 _RUNNING = Gauge("sagalog_agent_running", "Commands whose handler runs now.", ["agent"])
-_DURATION = Histogram(
+_DURATION = Durations(
     "sagalog_agent_duration_seconds",
     "From a handler's start to its answer.",
     ["agent", "direction"],
@@ -36,7 +46,7 @@ class AgentMetrics:
     """One agent's children."""
 
     commands: dict[tuple[Direction, str], Counter]
-    duration: dict[Direction, Histogram]
+    duration: dict[Direction, Durations]
     running: Gauge
     redelivered: Counter
     quarantined: Counter

@@ -15,6 +15,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Self
 
 from .limits import METADATA_BYTES_MAX
@@ -128,11 +129,19 @@ class Offsets:
 
     def finish(self, offset: int) -> None:
         """Marks the record at `offset` as done with."""
-        index = offset - self._base
-        if 0 <= index < len(self._flags):
-            self._flags[index] = 1
-            if offset == self._head:
-                self._advance()
+        self.finish_all((offset,))
+
+    def finish_all(self, offsets: Iterable[int]) -> None:
+        """Marks the records at `offsets` as done with; the head moves once."""
+        flags, base = self._flags, self._base
+        end = len(flags)
+        for offset in offsets:
+            index = offset - base
+            if 0 <= index < end:
+                flags[index] = 1
+        head = self._head - base
+        if head < end and flags[head]:
+            self._advance()
 
     def encode(self, *, clean: bool = False) -> str:
         """The commit's metadata. `clean`: a hand-over with nothing amiss, whose running commands do not count as started."""

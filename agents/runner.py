@@ -66,6 +66,8 @@ class Runner:
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_at_ms = 0
         self._results: dict[tuple[Direction, str], int] = {}
+        self._durations: dict[tuple[Direction, int], int] = {}
+        """How many answers took so many milliseconds, since the last count."""
         self._counted_running = 0
         self._threads: ThreadPoolExecutor | None = None
 
@@ -209,9 +211,11 @@ class Runner:
             return
         job.answered = True
         direction = job.command.direction
-        self._results[direction, result] = self._results.get((direction, result), 0) + 1
+        ended = (direction, result)
+        self._results[ended] = self._results.get(ended, 0) + 1
         if duration_ms is not None:
-            self._metrics.duration[direction].observe(duration_ms / 1000)
+            took = (direction, duration_ms)
+            self._durations[took] = self._durations.get(took, 0) + 1
         self._answered(job, out)
 
     def count(self) -> None:
@@ -219,6 +223,9 @@ class Runner:
         results, self._results = self._results, {}
         for key, ended in results.items():
             self._metrics.commands[key].inc(ended)
+        durations, self._durations = self._durations, {}
+        for (direction, duration_ms), times in durations.items():
+            self._metrics.duration[direction].observe_times(duration_ms / 1000, times)
         running = self.running
         if running != self._counted_running:
             self._metrics.running.inc(running - self._counted_running)
@@ -231,6 +238,8 @@ class Runner:
         self._slots += 1
         if job.thread is not None and not job.thread.cancelled():
             job.thread.exception()  # looked at: a late error of an answered attempt is nobody's
+        # The context knows the job: a cycle, and with it every command would wait for the collector.
+        job.context = job.task = None
         successor, job.successor = job.successor, None
         if successor is not None and not successor.answered:
             self._run(successor)

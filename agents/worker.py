@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -26,7 +26,7 @@ from sagalog.schemas.events import FailureKind
 from sagalog.topics.log import Log, LogError, Message, Out, header
 from sagalog.topics.specs import Topics
 
-from . import limits
+from . import answers, limits
 from .agent import AnyAgent
 from .job import Job
 from .member import Batches, Member
@@ -92,6 +92,11 @@ class Worker:
         self._slot = asyncio.Event()
         self._commit_wanted = asyncio.Event()
         self._answers: dict[int, list[tuple[Out, Job]]] = {}
+        self._gathered = 0
+        """Answers that are to be sent."""
+        self._gathered_before = 0
+        """... and how many of them there were a turn of the loop ago."""
+        self._gather_until_ms = 0
         self._remembered = Answers()
         self._undone = Undone()
 
@@ -178,15 +183,21 @@ class Worker:
             logger.warning("whether topic %s still exists cannot be asked: %s", self._topic, error)
 
     async def _take_all(self, batches: Batches) -> None:
-        taken = [(offsets, job) for offsets, messages in batches for job in self._take_each(offsets, messages)]
-        undeclared = {id(offsets): offsets for offsets, _ in taken if not offsets.declared}
+        taken: list[Job] = []
+        undeclared: list[Offsets] = []
+        for offsets, messages in batches:
+            jobs = self._take_each(offsets, messages)
+            if jobs and not offsets.declared:
+                undeclared.append(offsets)
+            taken += jobs
         if undeclared:
             # Before the first command of a partition is started, the log must know that somebody is at work there.
-            await self._member.declare(list(undeclared.values()))
-        for offsets, job in taken:
-            if job.lost:
+            await self._member.declare(undeclared)
+        for job in taken:
+            offsets, offset = job.places[0]
+            if offsets.lost and job.lost:
                 self._forget(job)
-            elif job.places[0][1] < offsets.trial_end:
+            elif offset < offsets.trial_end:
                 job.settled = asyncio.Event()
                 self._suspects.append(job)
             else:
@@ -195,12 +206,14 @@ class Worker:
             self._suspect_there.set()
         self._start_waiting()
 
-    def _take_each(self, offsets: Offsets, messages: Sequence[Message]) -> Iterator[Job]:
+    def _take_each(self, offsets: Offsets, messages: Sequence[Message]) -> list[Job]:
+        taken = []
         for message in messages:
             if offsets.deliver(message.offset):
                 job = self._take(offsets, message)
                 if job is not None:
-                    yield job
+                    taken.append(job)
+        return taken
 
     def _take(self, offsets: Offsets, message: Message) -> Job | None:
         """The command in a message, unless it is known already or none at all."""
@@ -227,7 +240,7 @@ class Worker:
         if before is not None:
             self._metrics.redelivered.inc()
             job.answered = True
-            self._answered(job, before)
+            self._answered(job, answers.again(before, command, self._source))
             return None
         if not job.is_execute:
             self._undone.add(command.idempotency_key)
@@ -259,7 +272,7 @@ class Worker:
             runner.count()
 
     def _start(self, job: Job) -> None:
-        if job.is_execute and job.command.idempotency_key in self._undone:
+        if job.command.idempotency_key in self._undone and job.is_execute:
             message = "the compensation of this step came before: it is not executed any more"
             self._runner.refuse(job, FailureKind.CANCELLED, message)
         else:
@@ -309,25 +322,53 @@ class Worker:
     # --- answers
 
     def _answered(self, job: Job, out: Out) -> None:
-        if not self._answers:
-            # What else ends in this turn of the loop goes out in the same batch.
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._answers.setdefault(job.partition, []).append((out, job))
+        if not self._gathered:
+            self._gathered_before = 0
+            self._gather_until_ms = self._clock.monotonic_ms() + limits.GATHER_MS
+            asyncio.get_running_loop().call_soon(self._gather)
+        self._gathered += 1
+        found = self._answers.get(job.partition)
+        if found is None:
+            self._answers[job.partition] = [(out, job)]
+        else:
+            found.append((out, job))
+
+    def _gather(self) -> None:
+        """Once per turn of the loop, while there are answers to send: sends them unless the next turn will bring more.
+
+        A request costs the host as much processor time as several commands; quick handlers end by the dozen.
+        """
+        if (
+            self._gathered_before < self._gathered < limits.GATHER_ANSWERS
+            and self._runner.running
+            and self._clock.monotonic_ms() < self._gather_until_ms
+        ):
+            self._gathered_before = self._gathered
+            asyncio.get_running_loop().call_soon(self._gather)
+        else:
+            self._flush()
 
     def _flush(self) -> None:
-        answers, self._answers = self._answers, {}
+        gathered, self._answers = self._answers, {}
+        self._gathered = 0
         self._runner.count()
-        for partition, found in answers.items():
+        for partition, found in gathered.items():
             self._publisher.publish(
                 self._topics.events, partition, [out for out, _ in found], partial(self._durable, found)
             )
 
     def _durable(self, found: list[tuple[Out, Job]]) -> None:
+        finished: dict[Offsets, list[int]] = {}
         for out, job in found:
             for offsets, offset in job.places:
-                offsets.finish(offset)
-            self._remembered.add(job.command.command_id, out)
+                if offsets in finished:
+                    finished[offsets].append(offset)
+                else:
+                    finished[offsets] = [offset]
+            self._remembered.add(job.command.command_id, answers.kept(out, job.trace))
             self._forget(job)
+        for offsets, places in finished.items():
+            offsets.finish_all(places)
         self._commit_wanted.set()
 
     def _forget(self, job: Job) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
 import pytest
 
-from sagalog.agents import AgentError, AgentHost, AnyAgent, Context, agent
-from sagalog.agents.limits import OPEN_COMMANDS_MIN
+from sagalog.agents import AgentError, AgentHost, AnyAgent, Context, Terminal, agent
+from sagalog.agents.job import Job
+from sagalog.agents.limits import GATHER_ANSWERS, GATHER_MS, OPEN_COMMANDS_MIN
 from sagalog.agents.testing import MemoryLog, command
 from sagalog.infra.clock import SystemClock, SystemRng
 from sagalog.schemas.commands import parse_heartbeat
 from sagalog.schemas.events import FailureKind, StepCompleted, StepFailed
 from sagalog.schemas.ids import Direction
-from sagalog.topics.log import TopicPartition, header
+from sagalog.topics.log import Out, Producer, TopicPartition, header
 from sagalog.topics.provision import TopicMismatch, provision
 from sagalog.topics.specs import EVENTS, Topics, commands
 
@@ -140,7 +142,23 @@ async def test_a_command_that_comes_again_is_not_run_again(log: MemoryLog) -> No
     first = [record for record in log.records(TOPICS.events) if record.key == b"w-1"]
     assert runs == ["x", "y"]
     assert len(found) == 3
-    assert first[0].value == first[1].value, "the same answer is sent again"
+    assert (first[0].value, first[0].headers) == (first[1].value, first[1].headers), "the same answer is sent again"
+
+
+async def test_a_failure_that_is_asked_for_again_is_sent_again_as_it_was(log: MemoryLog) -> None:
+    async def work(value: Any) -> Any:
+        raise Terminal("no", {"why": value})
+
+    async with host(log, echo(work)):
+        sent = orjson.dumps(command(NAME, "x"))
+        log.put(COMMANDS, 0, sent, b"w-1", [("traceparent", b"00-first")])
+        await answered(log, 1)
+        await until(log, lambda: (committed(log) or (0,))[0] == 1)
+        log.put(COMMANDS, 0, sent, b"w-1")
+        await answered(log, 2)
+    first, again = log.records(TOPICS.events)
+    assert header(first.headers, "traceparent") == b"00-first"
+    assert (first.key, first.value, first.headers) == (again.key, again.value, again.headers)
 
 
 async def test_an_execute_after_its_own_compensate_is_refused(log: MemoryLog) -> None:
@@ -416,3 +434,107 @@ async def test_a_command_topic_with_other_partitions_is_refused(log: MemoryLog) 
 def test_agents_of_one_name_are_refused(log: MemoryLog) -> None:
     with pytest.raises(AgentError, match="given twice"):
         host(log, echo(), echo())
+
+
+class CountingLog(MemoryLog):
+    """Notes how many answers were handed over at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    async def producer(self, client_id: str) -> Producer:
+        producer = await super().producer(client_id)
+        append = producer.append
+
+        def counted(topic: str, partition: int, records: Sequence[Out]) -> asyncio.Future[None]:
+            self.sizes.append(len(records))
+            return append(topic, partition, records)
+
+        producer.append = counted  # type: ignore[method-assign]
+        return producer
+
+
+class LeapingClock(SystemClock):
+    """A millisecond goes by at every look."""
+
+    def __init__(self) -> None:
+        self._ms = 0
+
+    def monotonic_ms(self) -> int:
+        self._ms += 1
+        return self._ms
+
+
+async def counting_log(count: int) -> CountingLog:
+    log = CountingLog()
+    await provision(log, TOPICS, [EVENTS, commands(NAME)], partitions=PARTITIONS, replication=1)
+    for value in range(count):
+        log.send(COMMANDS, 0, command(NAME, value, workflow_id=f"w-{value}"))
+    return log
+
+
+async def test_answers_of_quick_handlers_are_sent_together_but_not_without_end() -> None:
+    count = OPEN_COMMANDS_MIN
+    log = await counting_log(count)
+    async with host(log, echo()):
+        await answered(log, count)
+    assert sum(log.sizes) == count
+    # Up to `concurrency` of them end in the turn in which the limit is reached.
+    assert GATHER_ANSWERS // 2 < max(log.sizes) < GATHER_ANSWERS + 4
+
+
+async def test_answers_that_gather_do_not_wait_longer_than_their_limit() -> None:
+    count = 200
+    log = await counting_log(count)
+    async with AgentHost([echo()], log, TOPICS, clock=LeapingClock(), rng=SystemRng()):
+        await answered(log, count)
+    assert sum(log.sizes) == count
+    assert max(log.sizes) <= GATHER_MS
+
+
+async def test_an_answer_does_not_wait_for_handlers_that_take_their_time() -> None:
+    gate = asyncio.Event()
+
+    async def work(value: int) -> int:
+        if value:
+            await gate.wait()
+        return value
+
+    log = await counting_log(2)
+    turns = 0
+    async with host(log, echo(work)):
+        await until(log, lambda: log._groups[GROUP].members[0].positions.get(TopicPartition(COMMANDS, 0)) == 2)
+        while not log.records(TOPICS.events) and turns < 20:
+            turns += 1
+            await asyncio.sleep(0)
+        gate.set()
+        await answered(log, 2)
+    assert turns < 20
+
+
+@pytest.mark.parametrize("kind", ["returns", "raises", "in a thread", "times out"])
+async def test_a_command_that_is_over_leaves_nothing_to_the_garbage_collector(log: MemoryLog, kind: str) -> None:
+    async def handle(value: int, ctx: Context) -> int:
+        if kind == "raises":
+            raise Terminal("no")  # others are logged, and pytest keeps what is logged
+        if kind == "times out":
+            await asyncio.Event().wait()
+        return value
+
+    def handle_in_thread(value: int, ctx: Context) -> int:
+        return value
+
+    work = agent(NAME)(handle_in_thread) if kind == "in a thread" else agent(NAME)(handle)
+    gc.collect()
+    gc.disable()
+    try:
+        async with host(log, work):
+            for value in range(20):
+                log.send(COMMANDS, 0, command(NAME, value, workflow_id=f"w-{value}", timeout_ms=50))
+            await answered(log, 20)
+            await until(log, lambda: (committed(log) or (0,))[0] == 20)
+            left = [found for found in gc.get_objects() if isinstance(found, Job | Context)]
+    finally:
+        gc.enable()
+    assert left == []
