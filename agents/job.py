@@ -35,6 +35,8 @@ class Job:
     beat_allowed_ms: int = 0
     progress: Any = None
     answered: bool = False
+    began: bool = False
+    """Its task has run; one that is cancelled before never enters its body."""
     stopped: bool = False
     """The host cancelled it."""
     successor: Job | None = field(default=None, repr=False)

@@ -164,6 +164,7 @@ class Runner:
         return said
 
     async def _execute(self, job: Job, handler: Handler, arguments: dict[str, Any]) -> None:
+        job.began = True
         command = job.command
         try:
             if handler.is_async:
@@ -269,6 +270,9 @@ class Runner:
             cancel(job.context)
         if job.task is not None:
             job.task.cancel()
+            if not job.began:
+                # It never enters its body now, so nothing in there gives its slot and its key back.
+                self._loop.call_soon(self._ended, job)
 
     # --- what is due
 

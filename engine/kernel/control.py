@@ -114,7 +114,7 @@ def _go_on(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
         undo_next(state, plan, effects)
     else:
         for step in state.steps:
-            if step.items:
+            if step.items and step.status is StepStatus.RUNNING:
                 items.fill(state, plan, step, effects)
         proceed(state, plan, range(len(plan.steps)), effects)
 

@@ -259,6 +259,15 @@ def test_in_a_pause_no_further_item_begins() -> None:
     assert commands(driver.act(Action.RESUME)) == ["each[1]/1/execute"]
 
 
+def test_resuming_leaves_a_map_alone_that_has_ended() -> None:
+    driver = mapped(step("next", "each"))
+    driver.start("saga", {"files": [1]})
+    driver.done("each[0]")
+    driver.act(Action.PAUSE)
+
+    assert shown(driver.act(Action.RESUME)) == []
+
+
 def test_a_held_undoing_of_an_item_is_decided_by_its_name() -> None:
     driver = mapped(step("last", "each", retry=ONCE), compensate={"retry": ONCE, "when_failed": "review"})
     driver.start("saga", {"files": [1]})
