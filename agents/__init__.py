@@ -11,7 +11,7 @@ A host (`AgentHost`) runs it as a member of the consumer group of its command to
 
 from .agent import Agent, AnyAgent, Undo, agent
 from .context import Context
-from .errors import AgentError, NeedsReview, Retryable, Terminal
+from .errors import AgentError, NeedsReview, Refused, Retryable, Terminal
 from .host import AgentHost
 from .loading import load_agents
 
@@ -22,6 +22,7 @@ __all__ = [
     "AnyAgent",
     "Context",
     "NeedsReview",
+    "Refused",
     "Retryable",
     "Terminal",
     "Undo",

@@ -23,7 +23,7 @@ from sagalog.schemas.limits import (
 )
 from sagalog.topics.log import Headers, Out
 
-from .errors import NeedsReview, Retryable, Terminal
+from .errors import NeedsReview, Refused, Retryable, Terminal
 
 ERROR_TYPE_CHARS_MAX: Final = 200
 _PROBLEMS_NAMED_MAX: Final = 3
@@ -36,6 +36,10 @@ _TYPE_AT: Final = 1
 """Where the headers of an answer have its type."""
 
 
+Usage = tuple[int, int]
+"""Tokens and cost."""
+NO_USAGE: Final[Usage] = (0, 0)
+
 Kept = tuple[bytes, bool, bytes | None]
 """What is remembered of an answer: its value, whether it is a failure, and its trace context. The command gives the rest."""
 
@@ -44,8 +48,10 @@ class InvalidOutput(Exception):
     """What a handler returned breaks its own contract. The message says where."""
 
 
-def completed(command: Command, source: bytes, trace: bytes | None, output: Any, duration_ms: int) -> Out:
-    """The attempt did what it was asked. `output` is what `dump_output` made."""
+def completed(
+    command: Command, source: bytes, trace: bytes | None, output: Any, duration_ms: int, usage: Usage = NO_USAGE
+) -> Out:
+    """The attempt did what it was asked. `output` is what `dump_output` made, `usage` are tokens and cost."""
     # What `encode_event` makes of a StepCompleted, without the detour over one; once per command.
     event = {
         "step": command.step,
@@ -58,6 +64,8 @@ def completed(command: Command, source: bytes, trace: bytes | None, output: Any,
     }
     if output is None:
         del event["output"]
+    if usage != NO_USAGE:
+        event["tokens"], event["cost"] = usage
     return Out(command.workflow_id.encode(), orjson.dumps(event), _headers(_COMPLETED, command, source, trace))
 
 
@@ -72,6 +80,7 @@ def failed(
     details: Any = None,
     retry_after_ms: int | None = None,
     duration_ms: int | None = None,
+    usage: Usage = NO_USAGE,
 ) -> Out:
     """The attempt failed. What is too long is cut, details that do not fit are replaced by the reason."""
     event = StepFailed(
@@ -86,12 +95,18 @@ def failed(
         _retry_after(retry_after_ms),
         command.agent,
         duration_ms,
+        *(usage if usage != NO_USAGE else ()),
     )
     return Out(command.workflow_id.encode(), encode_event(event), _headers(_FAILED, command, source, trace))
 
 
 def raised(
-    command: Command, source: bytes, trace: bytes | None, error: BaseException, duration_ms: int
+    command: Command,
+    source: bytes,
+    trace: bytes | None,
+    error: BaseException,
+    duration_ms: int,
+    usage: Usage = NO_USAGE,
 ) -> tuple[FailureKind, Out]:
     """The answer to an exception of a handler."""
     details = retry_after_ms = None
@@ -103,6 +118,9 @@ def raised(
         case Terminal():
             kind, message, details = FailureKind.TERMINAL, error.message, error.details
             error_type = None if type(error) is Terminal else type(error).__name__
+        case Refused():
+            kind, message, details = FailureKind.REFUSAL, error.message, error.details
+            error_type = None if type(error) is Refused else type(error).__name__
         case NeedsReview():
             kind, message, details = FailureKind.REVIEW_NEEDED, error.message, error.details
             error_type = None if type(error) is NeedsReview else type(error).__name__
@@ -120,6 +138,7 @@ def raised(
         details=details,
         retry_after_ms=retry_after_ms,
         duration_ms=duration_ms,
+        usage=usage,
     )
 
 

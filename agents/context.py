@@ -22,7 +22,7 @@ _logger = logging.getLogger("sagalog.agent")
 class Context:
     """One attempt of one step. Handed to the parameter that is annotated `Context`."""
 
-    __slots__ = ("_beat", "_cancelled", "_command", "_deadline_ms", "_logger")
+    __slots__ = ("_beat", "_cancelled", "_command", "_deadline_ms", "_logger", "cost", "tokens")
 
     def __init__(self, command: Command, deadline_ms: int | None, beat: Callable[[Any], None]) -> None:
         self._command = command
@@ -30,6 +30,9 @@ class Context:
         self._beat = beat
         self._cancelled: threading.Event | None = None
         self._logger: Log | None = None
+        self.tokens = 0
+        """What `used` was told so far; the answer carries it to the budgets."""
+        self.cost = 0
 
     @property
     def idempotency_key(self) -> str:
@@ -92,6 +95,19 @@ class Context:
                 },
             )
         return self._logger
+
+    def used(self, *, tokens: int = 0, cost: int = 0) -> None:
+        """Adds to what the attempt has used: tokens, and cost in the unit of the definition's budgets. Call it after each use.
+
+        It counts however the attempt ends, as long as it is answered. Raises ValueError for what is no whole number from 0 on.
+        """
+        for name, amount in (("tokens", tokens), ("cost", cost)):
+            if type(amount) is not int or amount < 0:
+                raise ValueError(
+                    f"{name}: {amount!r} is no whole number from 0 on; round it, in a smaller unit if need be"
+                )
+        self.tokens += tokens
+        self.cost += cost
 
     def heartbeat(self, progress: Any = None) -> None:
         """Says that the attempt is alive, and how far it is. Call it as often as you like: it is sent at a bounded rate.

@@ -32,6 +32,15 @@ class Terminal(Exception):
         self.details = details
 
 
+class Refused(Exception):
+    """The agent, or the model behind it, declines. Asking it again changes nothing; a fallback may do it."""
+
+    def __init__(self, message: str, details: Any = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
 class NeedsReview(Exception):
     """A person has to decide. `details` is what they need to see."""
 

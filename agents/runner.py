@@ -180,9 +180,8 @@ class Runner:
             self._failed(job, error)
         else:
             duration_ms = self._clock.monotonic_ms() - job.started_ms
-            self._answer(
-                job, COMPLETED, answers.completed(command, self._source, job.trace, output, duration_ms), duration_ms
-            )
+            out = answers.completed(command, self._source, job.trace, output, duration_ms, _usage(job))
+            self._answer(job, COMPLETED, out, duration_ms)
         finally:
             if job.thread is None or job.thread.done():
                 self._ended(job)
@@ -201,7 +200,7 @@ class Runner:
         if job.answered:
             return
         duration_ms = self._clock.monotonic_ms() - job.started_ms
-        kind, out = answers.raised(job.command, self._source, job.trace, error, duration_ms)
+        kind, out = answers.raised(job.command, self._source, job.trace, error, duration_ms, _usage(job))
         if kind is FailureKind.RETRYABLE:
             assert job.context is not None
             job.context.logger.warning("failed: %s: %s", type(error).__name__, error, exc_info=error)
@@ -322,7 +321,9 @@ class Runner:
         command = job.command
         message = f"no answer within {command.timeout_ms} ms"
         duration_ms = now_ms - job.started_ms
-        out = answers.failed(command, self._source, job.trace, FailureKind.TIMEOUT, message, duration_ms=duration_ms)
+        out = answers.failed(
+            command, self._source, job.trace, FailureKind.TIMEOUT, message, duration_ms=duration_ms, usage=_usage(job)
+        )
         self._answer(job, FailureKind.TIMEOUT.value, out, duration_ms)
         if job.thread is not None and job.context is not None:
             job.context.logger.warning(
@@ -345,3 +346,8 @@ class Runner:
         if not job.answered:
             job.beat_due_ms = self._clock.monotonic_ms() + job.beat_every_ms
             self._beat(job)
+
+
+def _usage(job: Job) -> answers.Usage:
+    context = job.context
+    return (context.tokens, context.cost) if context is not None else answers.NO_USAGE

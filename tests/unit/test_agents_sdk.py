@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from sagalog.agents import AgentError, Context, NeedsReview, Retryable, Terminal, Undo, agent, load_agents
+from sagalog.agents import AgentError, Context, NeedsReview, Refused, Retryable, Terminal, Undo, agent, load_agents
 from sagalog.agents.testing import ask
 from sagalog.schemas.events import FailureKind, StepCompleted, StepFailed
 from sagalog.schemas.ids import Direction
@@ -133,6 +133,7 @@ class Unlucky(Exception):
         (Retryable("busy", retry_after_ms=1_500), FailureKind.RETRYABLE, None, None, 1_500),
         (Terminal("refused", {"code": 7}), FailureKind.TERMINAL, None, {"code": 7}, None),
         (NeedsReview("odd", [1]), FailureKind.REVIEW_NEEDED, None, [1], None),
+        (Refused("not that", {"policy": 3}), FailureKind.REFUSAL, None, {"policy": 3}, None),
         (Unlucky("busy"), FailureKind.RETRYABLE, "Unlucky", None, None),
         (SystemExit(3), FailureKind.RETRYABLE, "SystemExit", None, None),
     ],
@@ -347,3 +348,44 @@ class TestLoading:
             load_agents("broken_agents:x")
         with pytest.raises(AgentError, match="failed with ValueError: nope"):
             load_agents("raising_agents:x")
+
+
+# --- what attempts use
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_an_answer_carries_what_the_attempt_used(fails: bool) -> None:
+    @agent("model")
+    async def model(prompt: str, ctx: Context) -> str:
+        ctx.used(tokens=120, cost=3)
+        ctx.used(tokens=30)
+        if fails:
+            raise Refused("no")
+        return prompt
+
+    answer = await ask(model, "hi")
+
+    assert (answer.tokens, answer.cost) == (150, 3)
+
+
+async def test_an_attempt_that_timed_out_carries_what_it_said_before() -> None:
+    @agent("model")
+    async def model(ctx: Context) -> None:
+        ctx.used(cost=7)
+        await asyncio.sleep(30)
+
+    answer = await ask(model, timeout_ms=20)
+
+    assert isinstance(answer, StepFailed) and answer.kind is FailureKind.TIMEOUT
+    assert (answer.tokens, answer.cost) == (0, 7)
+
+
+@pytest.mark.parametrize("amount", [-1, 1.5, "3", True, None])
+async def test_what_is_no_amount_is_refused(amount: Any) -> None:
+    @agent("model")
+    async def model(ctx: Context) -> None:
+        ctx.used(tokens=amount)
+
+    answer = await ask(model)
+
+    assert isinstance(answer, StepFailed) and "is no whole number from 0 on" in answer.message
