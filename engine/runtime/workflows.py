@@ -296,6 +296,8 @@ class WorkflowMachine:
     def _refuse(self, effect: Dispatch) -> None:
         command = effect.command
         assert command.service is not None
+        # Out of the gate now, not when the event is folded: the circuit may close before, and it would be sent after all.
+        self.gate.answered(command.command_id)
         self._append_event(
             command.workflow_id,
             AttemptRefused(self._fold.epoch, command.step, command.attempt, command.service, effect.maybe_sent),

@@ -150,6 +150,20 @@ def test_a_parked_command_from_before_a_take_over_is_refused_as_one_that_may_be_
     ]
 
 
+def test_a_refused_command_is_not_sent_although_its_circuit_closes_before_the_event_is_folded() -> None:
+    world = World()
+    world.fold(world.record(Owned(1, "me"), "@owner"))
+    world.machine.circuit("bank", CircuitView(CircuitStatus.OPEN, START_MS))
+    world.fold(*started(world, definition(service="bank")))
+    assert world.machine.gate.held == 1
+
+    refused = world.fold(world.record(CancelRequested("wanted", "tester"), ce_id="cancel"))
+    world.machine.circuit("bank", CircuitView(CircuitStatus.CLOSED, START_MS + 1))
+
+    assert [topic for topic, _ in refused] == ["t.events"]
+    assert [topic for topic, _ in world.tick(1_000) if topic.startswith("t.commands")] == []
+
+
 def test_a_timer_that_came_too_early_is_set_again_by_how_much_it_was() -> None:
     world = World()
     world.fold(world.record(Owned(1, "me"), "@owner"))
