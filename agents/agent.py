@@ -24,7 +24,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 import orjson
@@ -120,6 +120,17 @@ class Agent(Generic[P, R]):
             raise AgentError(f"agent {self.name!r}: has a compensation already; remove one of the two")
         self._undo = _handler(self.name, function, sys._getframe(1).f_locals)
         return function
+
+    def around(self, wrap: Callable[[Callable[..., Any], Direction], Callable[..., Any]]) -> AnyAgent:
+        """A copy whose functions are what `wrap` makes of them: coroutine functions of the same keyword arguments. For tests."""
+
+        def wrapped(handler: Handler, direction: Direction) -> Handler:
+            return replace(handler, function=wrap(handler.function, direction), is_async=True)
+
+        made: AnyAgent = Agent(self.name, wrapped(self._main, Direction.EXECUTE), self._function, self.concurrency)
+        if self._undo is not None:
+            made._undo = wrapped(self._undo, Direction.COMPENSATE)
+        return made
 
     @property
     def compensates(self) -> bool:

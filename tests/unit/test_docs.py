@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from pydantic import BaseModel
@@ -12,6 +14,7 @@ from sagalog.engine.cli import app
 from sagalog.engine.kernel.circuits import CIRCUIT_MOVES
 from sagalog.engine.kernel.effects import Reason
 from sagalog.engine.kernel.state import WORKFLOW_MOVES
+from sagalog.engine.testing import Ended, SagaTest
 from sagalog.schemas import definitions
 from sagalog.schemas.events import Decision, FailureKind
 from sagalog.schemas.statuses import TERMINAL, StepStatus, UndoStatus, WorkflowStatus
@@ -107,6 +110,28 @@ def test_every_link_leads_somewhere() -> None:
                 broken.append(f"{file.name}: {path}#{anchor}")
 
     assert broken == []
+
+
+def test_the_example_of_the_test_kit_passes_its_own_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = re.findall(r"^```python\n(.*?)^```", read("testing"), re.MULTILINE | re.DOTALL)
+    example = ModuleType("example")
+    monkeypatch.setitem(sys.modules, "example", example)
+    exec(compile(source, "docs/testing.md", "exec", dont_inherit=True), vars(example))
+
+    tests = [function for name, function in vars(example).items() if name.startswith("test_")]
+    for test in tests:
+        test()
+    assert len(tests) == 2
+
+
+def test_everything_that_the_test_kit_offers_is_in_the_docs() -> None:
+    text = read("testing")
+    offered = [
+        *(f"t.{name}" for name in vars(SagaTest) if not name.startswith("_")),
+        *(f".{name}" for name in vars(Ended) if not name.startswith("_") and name != "record"),
+    ]
+
+    assert [name for name in offered if name not in text] == []
 
 
 def _anchors(text: str) -> set[str]:

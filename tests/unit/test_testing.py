@@ -1,0 +1,242 @@
+"""The test kit itself: what a user's tests look like, and that what they say is so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sagalog.agents import Context, Terminal, Undo, agent
+from sagalog.engine.testing import NothingMoves, SagaTest
+from sagalog.schemas.definitions import (
+    Compensation,
+    Definition,
+    Map,
+    Retry,
+    Sleep,
+    Step,
+    Task,
+    WaitFor,
+    WhenFailed,
+    from_input,
+    from_step,
+)
+from sagalog.schemas.errors import SagalogError
+
+DAY_MS = 86_400_000
+reserved: list[str] = []
+
+
+@agent("stock")
+async def stock(sku: str, amount: int) -> str:
+    reserved.append(sku)
+    return f"{amount} of {sku}"
+
+
+@stock.compensation
+async def put_back(undo: Undo[dict[str, Any], str], ctx: Context) -> None:
+    reserved.remove(undo.input["sku"])
+
+
+@agent("bank")
+def bank(value: Any) -> dict[str, Any]:
+    return {"charged": value}
+
+
+ORDER = Definition(
+    name="order",
+    steps=(
+        Step(name="reserve", agent="stock", compensate=Compensation()),
+        Step(name="charge", agent="bank", needs=("reserve",), input=from_input("amount"), timeout_ms=5_000),
+    ),
+)
+
+
+def setup_function() -> None:
+    reserved.clear()
+
+
+def test_a_saga_runs_on_the_real_engine_and_the_real_host() -> None:
+    with SagaTest([ORDER], [stock, bank]) as t:
+        ended = t.run("order", {"sku": "tea", "amount": 5})
+
+        assert t.history(ended.record["workflow_id"])[0] == "workflow: new -> running"
+
+    assert ended.status == "completed"
+    assert ended.output == {"charge": {"charged": 5}}
+    assert reserved == ["tea"]
+
+
+def test_a_failing_agent_is_retried() -> None:
+    with SagaTest([ORDER], [stock, bank]) as t:
+        t.fail("bank", times=2)
+        ended = t.run("order", {"sku": "tea", "amount": 5})
+
+    assert ended.status == "completed"
+    assert ended.steps["charge"]["attempt"] == 3
+
+
+def test_what_was_done_is_undone() -> None:
+    with SagaTest([ORDER], [stock, bank]) as t:
+        t.fail("bank", Terminal("declined"))
+        ended = t.run("order", {"sku": "tea", "amount": 5})
+
+    assert ended.status == "compensated"
+    assert ended.failure is not None and ended.failure["message"] == "declined"
+    assert ended.undone == ["reserve"] and ended.ledger == {"reserve": "done", "charge": "not_needed"}
+    assert reserved == []
+
+
+def test_a_hanging_agent_runs_into_its_timeout() -> None:
+    with SagaTest([ORDER], [stock, bank]) as t:
+        t.hang("bank")
+        ended = t.run("order", {"sku": "tea", "amount": 5})
+
+    assert ended.status == "completed"
+    assert [failure["kind"] for failure in ended.steps["charge"]["failures"]] == ["timeout"]
+
+
+def test_a_failing_compensation_is_retried() -> None:
+    with SagaTest([ORDER], [stock, bank]) as t:
+        t.fail("bank", Terminal("declined"))
+        t.fail("stock", undo=True, times=3)
+        ended = t.run("order", {"sku": "tea", "amount": 5})
+
+    assert ended.status == "compensated"
+    assert ended.steps["reserve"]["undo"]["attempt"] == 4
+
+
+def test_thirty_days_pass_at_once() -> None:
+    definition = Definition(
+        name="reminder",
+        steps=(
+            Step(name="wait", sleep=Sleep(ms=30 * DAY_MS)),
+            Step(name="charge", agent="bank", needs=("wait",), input=from_input()),
+        ),
+    )
+
+    with SagaTest([definition], [bank]) as t:
+        started = t.start("reminder", 7)
+        t.settle()
+        assert t.statuses(started) == {"wait": "awaiting", "charge": "waiting"}
+        t.advance(seconds=29 * 86_400)
+        assert t.statuses(started)["wait"] == "awaiting"
+        ended = t.wait(started)
+
+    passed_ms = ended.record["finished_ms"] - ended.record["started_ms"]
+    assert 30 * DAY_MS <= passed_ms < 30 * DAY_MS + 60_000
+
+
+def test_signals_and_people() -> None:
+    definition = Definition(
+        name="order",
+        steps=(
+            Step(name="payment", wait_for=WaitFor(signal="paid", timeout_ms=DAY_MS)),
+            Step(
+                name="approve", needs=("payment",), input=from_step("payment"), task=Task(title="?", timeout_ms=DAY_MS)
+            ),
+            Step(
+                name="charge",
+                agent="bank",
+                needs=("approve",),
+                input=from_step("approve"),
+                retry=Retry(attempts=1),
+                when_failed=WhenFailed.REVIEW,
+            ),
+        ),
+    )
+
+    with SagaTest([definition], [bank]) as t:
+        started = t.start("order")
+        t.signal(started, "paid", 7)
+        assert t.statuses(started)["approve"] == "awaiting"
+        t.act(started, "pause")
+        t.decide(started, "approve", "approve")
+        assert t.statuses(started) == {"payment": "done", "approve": "done", "charge": "waiting"}
+        t.fail("bank")
+        t.act(started, "resume")
+        assert t.statuses(started)["charge"] == "held"
+        t.decide(started, "charge", "retry")
+        ended = t.wait(started)
+
+    assert ended.output == {"charge": {"charged": 7}}
+
+
+def test_a_wait_that_nobody_answers_times_out_at_once() -> None:
+    definition = Definition(
+        name="order", steps=(Step(name="payment", wait_for=WaitFor(signal="paid", timeout_ms=DAY_MS)),)
+    )
+
+    with SagaTest([definition]) as t:
+        assert t.run("order").status == "failed"
+
+
+def test_what_will_never_go_on_is_said() -> None:
+    with SagaTest([ORDER], [stock, bank]) as t:
+        t.hang("bank")
+        started = t.start("order", {"sku": "tea", "amount": 5})
+        t.act(started, "pause")
+
+        with pytest.raises(NothingMoves, match="it is paused"):
+            t.wait(started)
+
+
+def test_a_crashed_engine_loses_nothing() -> None:
+    with SagaTest([ORDER], [stock, bank]) as t:
+        ids = [t.start("order", {"sku": f"tea-{n}", "amount": n}) for n in range(20)]
+        t.crash_engine()
+        t.crash_host()
+
+        assert {t.wait(workflow_id).status for workflow_id in ids} == {"completed"}
+        assert len(set(reserved)) == 20
+
+
+def test_an_outage_delays_and_no_more() -> None:
+    with SagaTest([ORDER], [stock, bank]) as t:
+        started = t.start("order", {"sku": "tea", "amount": 5})
+        t.outage(seconds=3)
+
+        assert t.wait(started).status == "completed"
+
+
+def test_items_have_names() -> None:
+    definition = Definition(
+        name="many",
+        steps=(Step(name="each", agent="bank", map=Map(over=from_input(), tolerate=1), retry=Retry(attempts=1)),),
+    )
+
+    with SagaTest([definition], [bank]) as t:
+        t.fail("bank")
+        ended = t.run("many", [1, 2, 3])
+
+    assert ended.status == "degraded" and ended.missing[0]["step"] == "each"
+    assert sorted(ended.steps) == ["each", "each[0]", "each[1]", "each[2]"]
+
+
+def test_stubs_stand_in_for_agents() -> None:
+    t = SagaTest([ORDER])
+    t.stub("stock", "reserved")
+    t.stub("bank", lambda value: value * 2)
+    with t:
+        assert t.run("order", {"sku": "tea", "amount": 5}).output == {"charge": 10}
+
+
+def test_an_agent_that_nobody_is_is_named() -> None:
+    with pytest.raises(SagalogError, match=r"nobody does the work of bank, stock: pass the agents, or stub them"):
+        SagaTest([ORDER]).__enter__()
+
+
+def test_a_fault_of_an_agent_that_is_none_is_refused() -> None:
+    with SagaTest([ORDER], [stock, bank]) as t, pytest.raises(SagalogError, match="there is no agent 'banc'"):
+        t.fail("banc")
+
+
+def test_two_runs_are_alike() -> None:
+    def told() -> list[Any]:
+        reserved.clear()
+        with SagaTest([ORDER], [stock, bank], partitions=2, seed=7) as t:
+            t.fail("bank", times=2)
+            ids = [t.start("order", {"sku": f"tea-{n}", "amount": n}) for n in range(5)]
+            return [t.wait(workflow_id).record for workflow_id in ids]
+
+    assert told() == told()
