@@ -264,12 +264,12 @@ class Runner:
         self._sweep_by(job.expires_ms)
 
     def _cancel(self, job: Job) -> None:
-        job.stopped = True
+        first, job.stopped = not job.stopped, True
         if job.context is not None:
             cancel(job.context)
         if job.task is not None:
             job.task.cancel()
-            if not job.began:
+            if first and not job.began:
                 # It never enters its body now, so nothing in there gives its slot and its key back.
                 self._loop.call_soon(self._ended, job)
 

@@ -554,16 +554,16 @@ async def test_a_command_whose_successor_comes_in_the_same_poll_gives_its_slot_a
         return value
 
     await provision(log, TOPICS, [commands(NAME)], partitions=PARTITIONS, replication=1)
-    # All lie there before the host comes, two of a key: they are started in one turn of the loop.
+    # All lie there before the host comes, three of a key: they are started in one turn of the loop.
     for key in range(3):
-        for attempt in (1, 2):
+        for attempt in (1, 2, 3):
             log.send(COMMANDS, 0, command(NAME, attempt, workflow_id=f"w-{key}", attempt=attempt))
     async with host(log, echo(work)):
-        first = await answered(log, 6)
-        log.send(COMMANDS, 0, command(NAME, 3, workflow_id="w-0", attempt=3))
-        last = (await answered(log, 7))[-1]
+        first = await answered(log, 9)
+        log.send(COMMANDS, 0, command(NAME, 4, workflow_id="w-0", attempt=4))
+        last = (await answered(log, 10))[-1]
 
     kinds = [event.kind.value if isinstance(event, StepFailed) else "done" for event in first]
-    assert sorted(kinds) == ["cancelled"] * 3 + ["done"] * 3
-    assert isinstance(last, StepCompleted) and last.output == 3
-    assert sorted(runs) == [2] * 3 + [3]
+    assert sorted(kinds) == ["cancelled"] * 6 + ["done"] * 3
+    assert isinstance(last, StepCompleted) and last.output == 4
+    assert sorted(runs) == [3] * 3 + [4]
