@@ -125,6 +125,8 @@ def _anew(state: WorkflowState, step: StepState, spec: PlanStep, effects: list[E
             item.fell_back_after = item.attempt
             item.finished_ms = item.order = 0
             move_step_to(state, item, spec, StepStatus.WAITING, "retried", effects)
+    # As a checkpoint has it: the count of what has ended is the largest order that is left.
+    state.ended_steps = max(one.order for other in state.steps for one in (other, *other.items))
 
 
 def _finish(

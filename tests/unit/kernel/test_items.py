@@ -189,6 +189,19 @@ def test_a_held_map_is_tried_anew_where_it_did_not_end_well() -> None:
     assert ended["status"] == "completed" and ended["output"] == {"each": [1, 2, 3]}
 
 
+def test_a_map_that_is_tried_anew_counts_on_as_its_checkpoint_does() -> None:
+    told = []
+    for round_trip in (False, True):
+        driver = mapped(when_failed="review", round_trip=round_trip)
+        driver.start("saga", {"files": ["a", "b"]})
+        driver.done("each[1]")
+        driver.fail("each[0]")
+        driver.decide("each", Decision.RETRY)
+        told.append(result(driver.done("each[0]", attempt=2)))
+
+    assert told[0] == told[1]
+
+
 # --- backward, pause, terminate
 
 
