@@ -208,6 +208,17 @@ class Map(_Model):
     )
 
 
+class Repeat(_Model):
+    """The step is done again and again, a round at a time, until a condition holds. Its output is the last round's.
+
+    The item of a round (`from_item`) is {"round": its number from 0, "previous": the output of the round before, or null}.
+    """
+
+    until: str = Field(description="A condition (CEL), in which the step's own name stands for the round's output.")
+    rounds_max: int = Field(ge=1, le=limits.ITEMS_MAX, description="Past it the step has failed.")
+    delay_ms: int = Field(default=0, ge=0, le=limits.DEADLINE_MS_MAX, description="Between two rounds.")
+
+
 class Step(_Model):
     """One step: who does it, with what, and what happens when they cannot.
 
@@ -224,6 +235,10 @@ class Step(_Model):
     )
     needs: tuple[Name, ...] = Field(default=(), max_length=limits.NEEDS_MAX)
     map: Map | None = None
+    repeat: Repeat | None = None
+    pivot: bool = Field(
+        default=False, description="Once it has ended well the workflow only goes forward: nothing is undone any more."
+    )
     input: Binding = Field(default=FromInput(input=""), description="Of a step that maps, the default is the item.")
     retry: Retry = Retry()
     timeout_ms: TimeoutMs = Field(default=30_000, description="From the agent's start to its answer, per attempt.")
@@ -275,6 +290,11 @@ class Definition(_Model):
     )
     services: dict[Name, CircuitPolicy] = Field(default_factory=dict, max_length=100)
     budget: Budget | None = Field(default=None, description="For all attempts at all steps.")
+    required: tuple[Name, ...] = Field(
+        default=(),
+        max_length=limits.STEPS_MAX,
+        description="Steps that must not be degraded: the workflow fails instead.",
+    )
 
     def __init__(self, **data: Any) -> None:
         """Raises InvalidDefinition with the path of what does not fit."""
@@ -390,13 +410,16 @@ def _check_definition(definition: Definition) -> None:
     ancestors = _ancestors(definition.steps)
     for step in definition.steps:
         where = f"steps.{step.name}"
-        _check_binding(step.input, f"{where}.input", ancestors[step.name], item=step.map is not None)
+        item = step.map is not None or step.repeat is not None
+        _check_binding(step.input, f"{where}.input", ancestors[step.name], item=item)
         if step.map is not None:
             _check_binding(step.map.over, f"{where}.map.over", ancestors[step.name])
         if step.compensate is not None and step.compensate.input is not None:
             reachable = ancestors[step.name] | {step.name}
             _check_binding(step.compensate.input, f"{where}.compensate.input", reachable, item=step.map is not None)
         _check_kind(step, where, ancestors[step.name])
+        if step.repeat is not None:
+            _check_repeat(step, step.repeat, where, ancestors[step.name])
         if step.when is not None:
             Condition(step.when, f"{where}.when", ancestors[step.name])
         if step.when_open is not WhenOpen.PARK and step.service is None:
@@ -411,6 +434,9 @@ def _check_definition(definition: Definition) -> None:
             )
         if step.output_schema is not None:
             SchemaValidator(step.output_schema, f"{where}.output_schema")
+    for name in definition.required:
+        if name not in steps:
+            raise _Refused("required", f"names {name!r}, which is no step; the steps are {sorted(steps)}")
     if definition.output is not None:
         _check_binding(definition.output, "output", set(steps))
     if definition.input_schema is not None:
@@ -459,7 +485,7 @@ def _check_kind(step: Step, where: str, reachable: set[str]) -> None:
         given = " and ".join(named) or "none"
         raise _Refused(where, f"needs exactly one of {', '.join(kinds)}; it has {given}")
     if step.agent is None:
-        for name in ("map", "retry", "timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms", "service", "fallback",
+        for name in ("map", "repeat", "retry", "timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms", "service", "fallback",
             "fallbacks", "budget", "reserve",
         ):  # fmt: skip
             if getattr(step, name) != Step.model_fields[name].default:
@@ -475,6 +501,12 @@ def _check_kind(step: Step, where: str, reachable: set[str]) -> None:
         SchemaValidator(step.wait_for.payload_schema, f"{where}.wait_for.payload_schema")
     if step.task is not None and step.task.form is not None:
         SchemaValidator(step.task.form, f"{where}.task.form")
+
+
+def _check_repeat(step: Step, repeat: Repeat, where: str, reachable: set[str]) -> None:
+    if step.map is not None:
+        raise _Refused(f"{where}.repeat", "stands beside a map; give one of them a step of its own")
+    Condition(repeat.until, f"{where}.repeat.until", reachable | {step.name})
 
 
 def _ancestors(steps: tuple[Step, ...]) -> dict[str, set[str]]:
@@ -512,7 +544,9 @@ def _check_binding(binding: Binding, where: str, reachable: set[str], *, item: b
                 _check_binding(inner, f"{where}.{name}", reachable, item=item)
         case FromItem():
             if not item:
-                raise _Refused(where, "takes an item, but the step does not map; give it a map, or bind something else")
+                raise _Refused(
+                    where, "takes an item, but the step neither maps nor repeats; give it a map, or bind something else"
+                )
         case FromInput() | Value():
             pass
 

@@ -96,6 +96,8 @@ class StepRecord(TypedDict):
     undo: NotRequired[UndoRecord]
     items: NotRequired[list[StepRecord]]
     """Of a step that maps, once it has begun: one for each item, in the order of the list; `name` is `step[0]` and so on."""
+    repeats: NotRequired[bool]
+    """Its items are rounds: its output is the last one's."""
 
 
 class MissingRecord(TypedDict):

@@ -20,13 +20,12 @@ from .plan import Plan, PlanStep
 from .state import StepState, WorkflowState
 
 
-def breach(state: WorkflowState, plan: Plan, step: StepState) -> str | None:
-    """Which budget the step's next attempt would exceed, as a sentence; None when it fits."""
+def breach(state: WorkflowState, plan: Plan, step: StepState, asked: Usage) -> str | None:
+    """Which budget an attempt at the step that may use so much would exceed, as a sentence; None when it fits."""
     spec = plan.steps[step.index]
     own, of_all = spec.budget, plan.definition.budget
     if own is None and of_all is None:
         return None
-    asked = reserve(spec, step)
     parent = state.steps[step.index]
     problem = _exceeded(own, "step", parent.items or [parent], plan, asked) if own is not None else None
     if problem is None and of_all is not None:
@@ -35,7 +34,7 @@ def breach(state: WorkflowState, plan: Plan, step: StepState) -> str | None:
 
 
 def reserve(spec: PlanStep, step: StepState) -> Usage:
-    """What the next attempt of the step's present agent may use."""
+    """What an attempt of the step's present agent may use."""
     return spec.fallbacks[step.fell_back - 1].reserve if step.agent is not None else spec.reserve
 
 

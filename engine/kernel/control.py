@@ -15,7 +15,17 @@ from . import items
 from .closing import close_stop, finish, move_workflow, review
 from .effects import Answered, Dispatch, Effect, Ignored, Reason
 from .plan import Plan
-from .progress import close_reviews, dispatch, dispatch_undo, execute_dispatch, proceed, stop, undo_dispatch, undo_next
+from .progress import (
+    close_reviews,
+    dispatch,
+    dispatch_undo,
+    execute_dispatch,
+    past_pivot,
+    proceed,
+    stop,
+    undo_dispatch,
+    undo_next,
+)
 from .state import NEVER, Trigger, WorkflowState
 
 
@@ -23,8 +33,7 @@ def cancel(state: WorkflowState, plan: Plan | None, event: CancelRequested, effe
     """Stops a workflow and undoes what it did. A compensation that runs already cannot be interrupted."""
     cause = _cause(state, f"cancelled by {event.who}: {event.reason}")
     match state.status:
-        case WorkflowStatus.RUNNING:
-            assert plan is not None
+        case WorkflowStatus.RUNNING if plan is not None and not past_pivot(state, plan):
             stop(state, plan, Trigger.CANCELLED, cause, effects)
         case WorkflowStatus.WAITING:
             state.failure = cause

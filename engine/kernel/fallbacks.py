@@ -10,8 +10,8 @@ from sagalog.schemas.ids import Direction
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus
 
-from . import progress
-from .closing import dead_letter
+from . import budgets, progress
+from .closing import dead_letter, note_failure
 from .effects import Effect
 from .plan import Plan, PlanStep
 from .state import StepState, WorkflowState
@@ -34,20 +34,33 @@ def fall_back(state: WorkflowState, plan: Plan, step: StepState, failure: Failur
     """No attempt of the present agent is left: the next fallback has its turn, or the step is given up."""
     spec = plan.steps[step.index]
     place = _next(spec, step, FailureKind(failure["kind"]))
-    if place is None:
-        progress.give_up(state, plan, step, failure, effects)
-        return
-    fallback = spec.fallbacks[place]
-    step.fell_back = place + 1
-    if fallback.agent is None:
-        dead_letter(state, spec, step, Direction.EXECUTE, effects)
-        step.output = fallback.value
-        step.stand_in = "fallback"
-        progress.end_step(state, plan, step, StepStatus.DEGRADED, "fell_back", effects)
-    else:
-        step.agent = fallback.agent
-        step.fell_back_after = step.attempt
-        progress.dispatch(state, plan, step, effects)
+    while place is not None:
+        fallback = spec.fallbacks[place]
+        step.fell_back = place + 1
+        if fallback.agent is None:
+            dead_letter(state, spec, step, Direction.EXECUTE, effects)
+            step.output = fallback.value
+            step.stand_in = "fallback"
+            progress.end_step(state, plan, step, StepStatus.DEGRADED, "fell_back", effects)
+            return
+        problem = budgets.breach(state, plan, step, fallback.reserve)
+        if problem is None:
+            step.agent = fallback.agent
+            step.fell_back_after = step.attempt
+            progress.send(state, plan, step, effects)
+            return
+        # Not asked, so not the one to undo anything either.
+        failure = over_budget(state, step, problem)
+        place = _next(spec, step, FailureKind.OVER_BUDGET)
+    progress.give_up(state, plan, step, failure, effects)
+
+
+def over_budget(state: WorkflowState, step: StepState, problem: str) -> FailureRecord:
+    """Takes note that an attempt was not made."""
+    failure: FailureRecord = {"kind": FailureKind.OVER_BUDGET, "message": problem, "at_ms": state.now_ms}
+    note_failure(state, step.failures, failure)
+    step.failed_attempts += 1
+    return failure
 
 
 def _next(spec: PlanStep, step: StepState, kind: FailureKind) -> int | None:

@@ -1,4 +1,4 @@
-"""A step that maps: one state for each item of a list, several at work at a time, and what becomes of the step.
+"""A step that maps, or repeats: one state for each item of a list, or for each round, and what becomes of the step.
 
 Rules:
 - The step runs as long as one of its items does. What its own items did is undone item by item, in reverse order of completion.
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagalog.schemas.definitions import Map
+from sagalog.schemas.conditions import ConditionFailed
+from sagalog.schemas.definitions import Repeat
+from sagalog.schemas.events import FailureKind
 from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, ITEMS_MAX
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, WorkflowStatus
@@ -28,31 +30,44 @@ class CannotMap(Exception):
     """What the step is to map over is no list that it takes; the message says why."""
 
 
-def enter(state: WorkflowState, plan: Plan, step: StepState, spec: PlanStep, map_: Map, effects: list[Effect]) -> bool:
+def enter(state: WorkflowState, plan: Plan, step: StepState, spec: PlanStep, effects: list[Effect]) -> bool:
     """The step begins with its first items; True when there are none. Raises CannotMap, before anything has changed."""
-    assert spec.resolve_items is not None
-    values: Any = spec.resolve_items(state, -1)
-    if type(values) is not list:
-        raise CannotMap(f"it maps over {type(values).__name__}, which is no list")
-    if len(values) > map_.items_max:
-        raise CannotMap(f"it maps over {len(values):,} items, more than {map_.items_max:,}")
-    others = sum(len(other.items) for other in state.steps if other is not step)
-    if others + len(values) > ITEMS_MAX:
-        raise CannotMap(f"with its {len(values):,} items the workflow would have more than {ITEMS_MAX:,}")
+    count = _count(state, step, spec)
     move_step_to(state, step, spec, StepStatus.RUNNING, "dispatched", effects)
     step.attempt += 1
     if not step.started_ms:
         step.started_ms = state.now_ms
-    if not values:
+    if not count:
         step.output = []
         close_step(state, step, spec, StepStatus.DONE, "completed", effects)
         return True
     if step.items:
         _anew(state, step, spec, effects)
     else:
-        step.items = [StepState(step.index, number) for number in range(len(values))]
+        step.items = [StepState(step.index, number) for number in range(count)]
     fill(state, plan, step, effects)
     return False
+
+
+def _count(state: WorkflowState, step: StepState, spec: PlanStep) -> int:
+    """How many items the step begins with. Raises CannotMap."""
+    if spec.map is None:
+        _check_total(state, step, 1)
+        return 1
+    assert spec.resolve_items is not None
+    values: Any = spec.resolve_items(state, -1)
+    if type(values) is not list:
+        raise CannotMap(f"it maps over {type(values).__name__}, which is no list")
+    if len(values) > spec.map.items_max:
+        raise CannotMap(f"it maps over {len(values):,} items, more than {spec.map.items_max:,}")
+    _check_total(state, step, len(values))
+    return len(values)
+
+
+def _check_total(state: WorkflowState, step: StepState, count: int) -> None:
+    others = sum(len(other.items) for other in state.steps if other is not step)
+    if others + count > ITEMS_MAX:
+        raise CannotMap(f"with its {count:,} items the workflow would have more than {ITEMS_MAX:,}")
 
 
 def fill(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
@@ -62,10 +77,9 @@ def fill(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect
     thousand of them are no recursion.
     """
     spec = plan.steps[step.index]
-    assert spec.map is not None
     step.filling = True
-    failed, tolerated = _failed(step), _tolerated(step, spec.map)
-    room = spec.map.concurrency - sum(item.status in _AT_WORK for item in step.items)
+    failed, tolerated = _failed(step), _tolerated(step, spec)
+    room = (spec.map.concurrency if spec.map is not None else 1) - sum(item.status in _AT_WORK for item in step.items)
     for item in step.items:
         if room <= 0 or failed > tolerated or state.paused is not None:
             break
@@ -75,7 +89,7 @@ def fill(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect
             failed += _has(item, StepStatus.FAILED)
     step.filling = False
     if not any(item.status in _OPEN for item in step.items):
-        _finish(state, plan, step, spec, spec.map, effects)
+        _finish(state, plan, step, spec, effects)
 
 
 def ended(
@@ -84,13 +98,12 @@ def ended(
     """An item has ended, well or not."""
     spec = plan.steps[item.index]
     step = state.steps[item.index]
-    assert spec.map is not None
     close_step(state, item, spec, after, trigger, effects)
     if state.status is WorkflowStatus.COMPENSATING:
         _settle(state, plan, step, effects)
         progress.undo_next(state, plan, effects)
         return
-    if _failed(step) > _tolerated(step, spec.map):
+    if _failed(step) > _tolerated(step, spec):
         for other in step.items:
             if other.status is StepStatus.WAITING or other.status is StepStatus.BACKING_OFF:
                 progress.cancel_step(state, plan, other, effects)
@@ -129,27 +142,62 @@ def _anew(state: WorkflowState, step: StepState, spec: PlanStep, effects: list[E
     state.ended_steps = max(one.order for other in state.steps for one in (other, *other.items))
 
 
-def _finish(
-    state: WorkflowState, plan: Plan, step: StepState, spec: PlanStep, map_: Map, effects: list[Effect]
-) -> None:  # fmt: skip
-    failed = _failed(step)
+def _finish(state: WorkflowState, plan: Plan, step: StepState, spec: PlanStep, effects: list[Effect]) -> None:
     gaps = [item for item in step.items if item.status is not StepStatus.DONE]
     if gaps:
         # A copy: an item's failure stays the item's.
         first = next(item for item in gaps if item.failures)
         failure: FailureRecord = first.failures[-1].copy()
         said = f"{len(gaps)} of {len(step.items)} items did not deliver; {spec.name_of(first)}: {failure['message']}"
-        failure["message"] = said[:FAILURE_MESSAGE_CHARS_MAX]
         failure.pop("details", None)
-        note_failure(state, step.failures, failure)
-        step.failed_attempts += 1
-        if failed > _tolerated(step, map_):
+        _note(state, step, failure, said)
+        if _failed(step) > _tolerated(step, spec):
             progress.give_up(state, plan, step, failure, effects)
             return
+    if spec.repeat is not None and not _last_round(state, plan, step, spec, spec.repeat, effects):
+        return
+    if gaps:
         step.stand_in = "items"
-    # The items' outputs are in the state already; the list holds the same objects.
-    step.output = [item.output for item in step.items]
+    # The items' outputs are in the state already: these are the same objects.
+    step.output = [item.output for item in step.items] if spec.map is not None else step.items[-1].output
     progress.end_step(state, plan, step, StepStatus.DEGRADED if gaps else StepStatus.DONE, "completed", effects)
+
+
+def _last_round(
+    state: WorkflowState, plan: Plan, step: StepState, spec: PlanStep, repeat: Repeat, effects: list[Effect]
+) -> bool:
+    """Whether the round that ended was the last; else the next one begins, now or later, or the step has failed."""
+    assert spec.until is not None
+    outputs = {name: state.steps[place].output for name, place in spec.until_steps}
+    outputs[spec.name] = step.items[-1].output
+    problem = None
+    try:
+        if spec.until.holds(state.input, outputs):
+            return True
+        _check_total(state, step, len(step.items) + 1)
+    except (ConditionFailed, CannotMap) as error:
+        problem = str(error)
+    if problem is None and len(step.items) >= repeat.rounds_max:
+        problem = f"{spec.until.source!r} does not hold after {len(step.items):,} rounds"
+    if problem is not None:
+        failure: FailureRecord = {"kind": FailureKind.TERMINAL, "message": "", "at_ms": state.now_ms}
+        _note(state, step, failure, problem)
+        progress.give_up(state, plan, step, failure, effects)
+        return False
+    following = StepState(step.index, len(step.items))
+    step.items.append(following)
+    if repeat.delay_ms:
+        move_step_to(state, following, spec, StepStatus.BACKING_OFF, "delayed", effects)
+        following.retry_at_ms = state.now_ms + repeat.delay_ms
+    else:
+        fill(state, plan, step, effects)
+    return False
+
+
+def _note(state: WorkflowState, step: StepState, failure: FailureRecord, message: str) -> None:
+    failure["message"] = message[:FAILURE_MESSAGE_CHARS_MAX]
+    note_failure(state, step.failures, failure)
+    step.failed_attempts += 1
 
 
 def _has(item: StepState, *statuses: StepStatus) -> bool:
@@ -161,5 +209,7 @@ def _failed(step: StepState) -> int:
     return sum(item.status is StepStatus.FAILED for item in step.items)
 
 
-def _tolerated(step: StepState, map_: Map) -> int:
-    return max(map_.tolerate, int(len(step.items) * map_.tolerate_percent / 100))
+def _tolerated(step: StepState, spec: PlanStep) -> int:
+    if spec.map is None:
+        return 0
+    return max(spec.map.tolerate, int(len(step.items) * spec.map.tolerate_percent / 100))

@@ -199,7 +199,7 @@ class Partition:
             case ActionRequested() | SignalReceived() | StepDecided():
                 people.heard(state, plan, event, record, effects)
             case Quarantined():
-                control.quarantine(state, event.reason, effects)
+                people.stopped(state, event, effects)
             case WorkflowStarted() | DefinitionRegistered() | Owned():
                 raise AssertionError("handled before")
         if len(effects) == effects_before + 1 and type(effects[-1]) is Ignored:

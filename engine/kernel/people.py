@@ -9,7 +9,7 @@ from typing import Any
 
 from sagalog.schemas.codec import encode
 from sagalog.schemas.definitions import Task, WaitFor
-from sagalog.schemas.events import ActionRequested, Decision, FailureKind, SignalReceived, StepDecided
+from sagalog.schemas.events import ActionRequested, Decision, FailureKind, Quarantined, SignalReceived, StepDecided
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import (
     ENVELOPE_BYTES_MAX,
@@ -28,7 +28,7 @@ from . import control, waits
 from .closing import close_review, dead_letter, move_step_to, note_failure
 from .effects import Effect, Ignored, Reason
 from .plan import Plan, PlanStep
-from .progress import dispatch_undo, end_step, end_undo, fail_step, give_up, proceed
+from .progress import dispatch_undo, end_step, end_undo, fail_step, give_up, past_pivot, proceed
 from .record import Record
 from .state import StepState, WorkflowState
 
@@ -54,9 +54,24 @@ def heard(
         _decided(state, plan, event, record.size, effects)
     ignored = len(effects) == effects_before + 1 and isinstance(effects[-1], Ignored)
     if not ignored and not state.terminal:
-        state.heard.append(event_id)
-        if len(state.heard) > HEARD_KEPT_MAX:
-            del state.heard[0]
+        _remember(state, event_id)
+
+
+def stopped(state: WorkflowState, event: Quarantined, effects: list[Effect]) -> None:
+    """A record of the workflow is in quarantine. Said again after a take-over, it must not stop it again once it was resumed."""
+    origin = f"@{event.origin}"[:SEED_BYTES_MAX]
+    if origin in state.heard:
+        effects.append(Ignored(Reason.DUPLICATE, "Quarantined"))
+        return
+    control.quarantine(state, event.reason, effects)
+    if state.status is WorkflowStatus.QUARANTINED:
+        _remember(state, origin)
+
+
+def _remember(state: WorkflowState, event_id: str) -> None:
+    state.heard.append(event_id)
+    if len(state.heard) > HEARD_KEPT_MAX:
+        del state.heard[0]
 
 
 # --- signals
@@ -196,7 +211,7 @@ def _decide_held(
             waits.accept(state, step, event.output, size)
             step.stand_in = "operator"
             end_step(state, plan, step, StepStatus.DONE, "completed_by_hand", effects)
-        case Decision.FAIL:
+        case Decision.FAIL if not past_pivot(state, plan):
             _close(state, step, spec, event, effects)
             failure = step.failures[-1]
             if not step.items:

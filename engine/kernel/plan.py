@@ -20,6 +20,7 @@ from sagalog.schemas.definitions import (
     FromItem,
     FromStep,
     Map,
+    Repeat,
     Retry,
     SchemaValidator,
     Sleep,
@@ -57,7 +58,14 @@ class PlanStep:
     when_steps: tuple[tuple[str, int], ...]
     """The steps that `when` looks at, with their places."""
     map: Map | None
+    repeat: Repeat | None
+    until: Condition | None
+    until_steps: tuple[tuple[str, int], ...]
+    """The steps that `until` looks at, with their places."""
     resolve_items: Resolve | None
+    """The list that the step maps over, or what its rounds get."""
+    pivot: bool
+    required: bool
     needs: tuple[int, ...]
     dependents: tuple[int, ...]
     resolve_input: Resolve
@@ -110,6 +118,8 @@ class Plan:
     leaves: tuple[int, ...]
     resolve_output: Resolve | None
     input_validator: SchemaValidator | None
+    pivots: bool
+    """Whether any of its steps is a pivot."""
     signals: frozenset[str]
     """Names of signals that some step waits for."""
 
@@ -135,6 +145,12 @@ def compile_plan(definition: Definition) -> Plan:
         Condition(step.when, f"steps.{step.name}.when", index.keys()) if step.when is not None else None
         for step in definition.steps
     ]
+    untils = [
+        Condition(step.repeat.until, f"steps.{step.name}.repeat.until", index.keys())
+        if step.repeat is not None
+        else None
+        for step in definition.steps
+    ]
     dependents: list[list[int]] = [[] for _ in definition.steps]
     for place, step in enumerate(definition.steps):
         for need in step.needs:
@@ -150,10 +166,15 @@ def compile_plan(definition: Definition) -> Plan:
             when=conditions[place],
             when_steps=_looked_at(conditions[place], index),
             map=step.map,
-            resolve_items=_compile(step.map.over, index) if step.map is not None else None,
+            repeat=step.repeat,
+            until=untils[place],
+            until_steps=_looked_at(untils[place], index),
+            resolve_items=_compile_items(step, place, index),
+            pivot=step.pivot,
+            required=step.name in definition.required,
             needs=tuple(index[need] for need in step.needs),
             dependents=tuple(dependents[place]),
-            resolve_input=_compile_input(step, index),
+            resolve_input=_compile_input(step, place, index),
             retry=step.retry,
             timeout_ms=step.timeout_ms,
             start_timeout_ms=step.start_timeout_ms,
@@ -182,6 +203,7 @@ def compile_plan(definition: Definition) -> Plan:
         leaves=tuple(step.index for step in steps if not step.dependents),
         resolve_output=_compile(definition.output, index) if definition.output is not None else None,
         input_validator=definition.input_validator,
+        pivots=any(step.pivot for step in definition.steps),
         signals=frozenset(step.wait_for.signal for step in definition.steps if step.wait_for is not None),
     )
 
@@ -198,19 +220,31 @@ def _looked_at(condition: Condition | None, index: dict[str, int]) -> tuple[tupl
     return tuple((name, index[name]) for name in condition.steps) if condition is not None else ()
 
 
-def _compile_input(step: Step, index: dict[str, int]) -> Resolve:
-    if step.map is None:
-        return _compile(step.input, index)
-    binding = step.input if "input" in step.model_fields_set else FromItem(item="")
-    return _compile(binding, index, items=_compile(step.map.over, index))
+def _compile_items(step: Step, place: int, index: dict[str, int]) -> Resolve | None:
+    if step.map is not None:
+        return _compile(step.map.over, index)
+    return (lambda state, item: _rounds(state, place)) if step.repeat is not None else None
+
+
+def _rounds(state: WorkflowState, place: int) -> list[dict[str, Any]]:
+    """What the rounds so far got."""
+    rounds = state.steps[place].items
+    return [
+        {"round": number, "previous": rounds[number - 1].output if number else None} for number in range(len(rounds))
+    ]
+
+
+def _compile_input(step: Step, place: int, index: dict[str, int]) -> Resolve:
+    items = _compile_items(step, place, index)
+    by_item = step.map is not None and "input" not in step.model_fields_set
+    return _compile(FromItem(item="") if by_item else step.input, index, items=items)
 
 
 def _compile_undo(step: Step, place: int, index: dict[str, int]) -> Resolve:
     compensate = step.compensate
     if compensate is not None and compensate.input is not None:
-        items = _compile(step.map.over, index) if step.map is not None else None
-        return _compile(compensate.input, index, items=items, own=place)
-    resolve_input = _compile_input(step, index)
+        return _compile(compensate.input, index, items=_compile_items(step, place, index), own=place)
+    resolve_input = _compile_input(step, place, index)
     return lambda state, item: {"input": resolve_input(state, item), "output": _output_of(state, place, item)}
 
 

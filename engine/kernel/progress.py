@@ -86,8 +86,8 @@ def enter(state: WorkflowState, plan: Plan, step: StepState, spec: PlanStep, eff
             return True
         if spec.awaits is not None:
             return waits.enter(state, step, spec, effects)
-        if spec.map is not None:
-            return items.enter(state, plan, step, spec, spec.map, effects)
+        if spec.resolve_items is not None:
+            return items.enter(state, plan, step, spec, effects)
     except (ConditionFailed, waits.CannotWait, items.CannotMap) as error:
         _cannot_begin(state, plan, step, str(error), effects)
         return False
@@ -101,10 +101,15 @@ def _needed(state: WorkflowState, when: Condition, spec: PlanStep) -> bool:
 
 def dispatch(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
     """Sends the next attempt of a step, or of an item, if the budgets allow it."""
-    problem = budgets.breach(state, plan, step)
-    if problem is not None:
-        _over_budget(state, plan, step, problem, effects)
-        return
+    problem = budgets.breach(state, plan, step, budgets.reserve(plan.steps[step.index], step))
+    if problem is None:
+        send(state, plan, step, effects)
+    else:
+        fallbacks.fall_back(state, plan, step, fallbacks.over_budget(state, step, problem), effects)
+
+
+def send(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
+    """Sends the next attempt of a step, or of an item."""
     if step.attempt == step.fell_back_after:
         step.since_ms = state.now_ms
     move_step_to(state, step, plan.steps[step.index], StepStatus.RUNNING, "dispatched", effects)
@@ -112,13 +117,6 @@ def dispatch(state: WorkflowState, plan: Plan, step: StepState, effects: list[Ef
     if not step.started_ms:
         step.started_ms = state.now_ms
     effects.append(execute_dispatch(state, plan, step))
-
-
-def _over_budget(state: WorkflowState, plan: Plan, step: StepState, problem: str, effects: list[Effect]) -> None:
-    failure: FailureRecord = {"kind": FailureKind.OVER_BUDGET, "message": problem, "at_ms": state.now_ms}
-    note_failure(state, step.failures, failure)
-    step.failed_attempts += 1
-    fallbacks.fall_back(state, plan, step, failure, effects)
 
 
 def execute_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch:
@@ -142,8 +140,18 @@ def end_step(
     close_step(state, step, spec, after, trigger, effects)
     if state.status is WorkflowStatus.COMPENSATING:
         undo_next(state, plan, effects)
+    elif after is StepStatus.DEGRADED and spec.required and not past_pivot(state, plan):
+        last = step.failures[-1]
+        message = f"{spec.name!r} is degraded, and it is required: {last['message']}"[:FAILURE_MESSAGE_CHARS_MAX]
+        cause: FailureRecord = {"kind": last["kind"], "message": message, "at_ms": state.now_ms, "step": spec.name}
+        stop(state, plan, Trigger.STEP_FAILED, cause, effects)
     elif after is not StepStatus.FAILED:
         proceed(state, plan, spec.dependents, effects)
+
+
+def past_pivot(state: WorkflowState, plan: Plan) -> bool:
+    """Whether a pivot has ended well: from there on the workflow only goes forward."""
+    return plan.pivots and any(plan.steps[step.index].pivot and step.status in ENDED_WELL for step in state.steps)
 
 
 # --- a step that failed for good
@@ -174,7 +182,7 @@ def give_up(state: WorkflowState, plan: Plan, step: StepState, failure: FailureR
         step.output = spec.default
         step.stand_in = "default"
         end_step(state, plan, step, StepStatus.DEGRADED, "given_up", effects)
-    elif spec.when_failed is WhenFailed.REVIEW:
+    elif spec.when_failed is WhenFailed.REVIEW or past_pivot(state, plan):
         move_step_to(state, step, spec, StepStatus.HELD, "held", effects)
         details = {"input": spec.input_of(state, step), "failures": list(step.failures)}
         reason = f"step {spec.name!r} failed for good: {failure['message']}"
@@ -317,8 +325,8 @@ def hold_undo(state: WorkflowState, plan: Plan, step: StepState, effects: list[E
 
 def _to_undo(step: StepState, plan: Plan) -> bool:
     spec = plan.steps[step.index]
-    if spec.compensate is None or (spec.map is not None and step.item < 0):
-        return False  # what a step that maps did, its items did
+    if spec.compensate is None or (spec.resolve_items is not None and step.item < 0):
+        return False  # what a step that maps or repeats did, its items did
     # A step whose outcome is unknown may have had its effect: it is undone like one that is known to have had it. What a
     # fallback agent did in its place has to be undone, too; a default or a constant did nothing.
     by_fallback = step.stand_in is not None and step.stand_in.startswith("fallback:")

@@ -118,6 +118,8 @@ STEP_MOVES: Final[frozenset[tuple[StepStatus, StepStatus]]] = frozenset(
         (_S.HELD, _S.DONE),
         (_S.HELD, _S.FAILED),
         (_S.HELD, _S.CANCELLED),
+        # a round of a step that repeats, before its time
+        (_S.WAITING, _S.BACKING_OFF),
         # an item of a step that maps, when an operator has the step tried anew
         (_S.FAILED, _S.WAITING),
         (_S.CANCELLED, _S.WAITING),
@@ -374,6 +376,8 @@ def _dump_step(step: StepState, spec: PlanStep) -> StepRecord:
         record["undo"] = _dump_undo(step.undo)
     if step.items:
         record["items"] = [_dump_step(item, spec) for item in step.items]
+        if spec.repeat is not None:
+            record["repeats"] = True
     return record
 
 
@@ -458,7 +462,7 @@ def _restore_step(index: int, record: dict[str, Any], item: int = -1) -> StepSta
         items=[_restore_step(index, found, number) for number, found in enumerate(record.get("items", ()))],
     )
     if step.items and _from_items(step):
-        step.output = [found.output for found in step.items]
+        step.output = step.items[-1].output if "repeats" in record else [found.output for found in step.items]
     return step
 
 

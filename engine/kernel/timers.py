@@ -10,7 +10,7 @@ from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 from .closing import close_review, note_failure
 from .effects import Effect, Ignored, Reason
 from .plan import Plan
-from .progress import dispatch, dispatch_undo, end_step, give_up, stop
+from .progress import dispatch, dispatch_undo, end_step, give_up, past_pivot, stop
 from .starts import definition_missing
 from .state import NEVER, StepState, Trigger, WorkflowState
 from .waits import ask
@@ -59,6 +59,9 @@ def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, changed_at
                 assert plan is not None
                 if state.deadline_ms > state.now_ms:
                     return _ignored(Reason.NOT_DUE, effects)
+                if past_pivot(state, plan):
+                    state.deadline_ms = NEVER  # too late to go back
+                    return False
                 _deadline_passed(state, plan, effects)
                 return False
         case Timer.DEFINITION:

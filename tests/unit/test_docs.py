@@ -73,6 +73,7 @@ def test_every_field_of_a_definition_is_in_the_docs(model: type[BaseModel]) -> N
         ("wait_for", definitions.WaitFor),
         ("task", definitions.Task),
         ("map", definitions.Map),
+        ("repeat", definitions.Repeat),
     ],
 )
 def test_every_field_of_a_part_of_a_step_is_in_the_docs(prefix: str, model: type[BaseModel]) -> None:

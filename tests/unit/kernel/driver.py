@@ -199,7 +199,7 @@ class Driver:
         return self.append(event, ce_id=f"decision-{len(self.log)}")
 
     def stop(self, *, epoch: int = 1) -> list[Effect]:
-        return self.append(Quarantined(epoch, "sagalog.events/0/7", "not JSON"))
+        return self.append(Quarantined(epoch, f"sagalog.events/0/{len(self.log)}", "not JSON"))
 
     def fire(self, timer: Timer, step: str | None = None, attempt: int | None = None, epoch: int = 1) -> list[Effect]:
         return self.append(TimerFired(epoch, timer, step, attempt))

@@ -248,6 +248,34 @@ def maps(d: Driver) -> None:
     d.done("each[1]", undo=True)
 
 
+def repeats(d: Driver) -> None:
+    repeat = {"until": "steps.poll.ready", "rounds_max": 3, "delay_ms": 500}
+    d.register(saga(step("poll", repeat=repeat, input=from_item(), compensate={}), step("b", "poll", retry=ONCE)))
+    d.start("saga")
+    d.done("poll[0]", {"ready": False})
+    d.wait(500)
+    d.done("poll[1]", {"ready": True})
+    d.fail("b")
+    d.done("poll[1]", undo=True)
+    d.done("poll[0]", undo=True)
+
+
+def pivots(d: Driver) -> None:
+    d.register(saga(step("a", pivot=True, compensate={}), step("b", "a", retry=ONCE), deadline_ms=1_000))
+    d.start("saga")
+    d.done("a")
+    d.wait(1_000)
+    d.fail("b")
+    d.cancel()
+    d.decide("b", Decision.SKIP)
+
+
+def required(d: Driver) -> None:
+    d.register(saga(step("a", critical=False, retry=ONCE), required=("a",)))
+    d.start("saga")
+    d.fail("a")
+
+
 def budgets(d: Driver) -> None:
     cheap = {"agent": "small", "on": ["over_budget"], "reserve": {"tokens": 1}}
     d.register(
@@ -320,6 +348,9 @@ STORIES: dict[str, Callable[[Driver], None]] = {
         tasks,
         held,
         maps,
+        repeats,
+        pivots,
+        required,
         budgets,
         paused,
         terminated,

@@ -8,7 +8,8 @@ import pytest
 
 from sagalog.engine.kernel.state import NEVER
 from sagalog.schemas.definitions import fields, from_input, from_step
-from sagalog.schemas.events import FailureKind, Timer
+from sagalog.schemas.errors import InvalidDefinition
+from sagalog.schemas.events import Decision, FailureKind, Timer
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import FAILURE_DETAILS_BYTES_MAX
 
@@ -692,3 +693,82 @@ def test_a_parked_attempt_that_an_owner_before_may_have_sent_is_undone_when_the_
     driver.cancel()
 
     assert commands(driver.refuse("a", "bank", maybe_sent=True)) == ["a/1/compensate"]
+
+
+# --- where there is no way back
+
+
+def past_pivot(**more: Any) -> Driver:
+    driver = Driver(
+        saga(
+            step("reserve", compensate={}),
+            step("pay", "reserve", pivot=True, compensate={}),
+            step("ship", "pay", retry=ONCE),
+            **more,
+        ),
+        round_trip=True,
+    )
+    driver.start("saga")
+    driver.done("reserve")
+    return driver
+
+
+def test_before_its_pivot_a_workflow_is_undone() -> None:
+    driver = past_pivot()
+
+    assert commands(driver.fail("pay", FailureKind.TERMINAL)) == ["reserve/1/compensate"]
+
+
+def test_after_its_pivot_a_failed_step_is_held_and_nothing_is_undone() -> None:
+    driver = past_pivot()
+    driver.done("pay")
+
+    held = driver.fail("ship")
+
+    assert commands(held) == [] and [case["kind"] for case in reviews(held)] == ["step_failed"]
+    assert ignored(driver.decide("ship", Decision.FAIL)) == "not_possible"
+    assert ignored(driver.cancel()) == "cannot_be_cancelled"
+    assert commands(driver.decide("ship", Decision.RETRY)) == ["ship/2/execute"]
+    assert result(driver.done("ship", attempt=2))["status"] == "completed"
+
+
+def test_after_its_pivot_a_deadline_passes_without_effect_once() -> None:
+    driver = past_pivot(deadline_ms=1_000)
+    driver.done("pay")
+
+    assert driver.wait(1_000) == []
+    assert driver.wait(10_000) == []
+    assert result(driver.done("ship"))["status"] == "completed"
+
+
+def test_a_required_step_that_is_degraded_fails_the_workflow() -> None:
+    driver = Driver(
+        saga(
+            step("a", compensate={}),
+            step("b", "a", critical=False, retry=ONCE, default=0),
+            step("c", "b"),
+            required=("b",),
+        )
+    )
+    driver.start("saga")
+    driver.done("a")
+
+    stopped = driver.fail("b", message="down")
+
+    assert "b running -> degraded by given_up" in shown(stopped)
+    assert commands(stopped) == ["a/1/compensate"]
+    ended = result(driver.done("a", undo=True))
+    assert ended["status"] == "compensated"
+    assert ended["failure"]["message"] == "'b' is degraded, and it is required: down"
+
+
+def test_a_required_step_that_delivers_is_no_matter() -> None:
+    driver = Driver(saga(step("b", critical=False), required=("b",)))
+    driver.start("saga")
+
+    assert result(driver.done("b"))["status"] == "completed"
+
+
+def test_what_is_required_must_be_a_step() -> None:
+    with pytest.raises(InvalidDefinition, match="required: names 'x', which is no step"):
+        saga(step("a"), required=("x",))

@@ -341,3 +341,98 @@ def test_a_binding_that_cannot_be_is_refused(more: dict[str, Any], field: str) -
         saga(step("s", **more), step("later"))
 
     assert raised.value.field == field
+
+
+# --- repeat
+
+
+def polling(*after: Any, round_trip: bool = True, **more: Any) -> Driver:
+    repeat = {"until": "steps.poll.ready", "rounds_max": 3, **more.pop("repeat", {})}
+    options = {"repeat": repeat, "input": from_item(), "retry": ONCE, **more}
+    return Driver(saga(step("poll", **options), *after), round_trip=round_trip)
+
+
+def test_a_step_is_repeated_until_its_condition_holds() -> None:
+    driver = polling(step("next", "poll", input=from_step("poll")))
+
+    first = driver.start("saga")
+    second = driver.done("poll[0]", {"ready": False, "n": 1})
+    last = driver.done("poll[1]", {"ready": True, "n": 2})
+
+    assert (commands(first), command(first).input) == (["poll[0]/1/execute"], {"round": 0, "previous": None})
+    assert (commands(second), command(second).input) == (
+        ["poll[1]/1/execute"],
+        {"round": 1, "previous": {"ready": False, "n": 1}},
+    )
+    assert command(last).input == {"ready": True, "n": 2}, "its output is the last round's"
+    assert result(driver.done("next"))["status"] == "completed"
+
+
+def test_the_next_round_may_wait() -> None:
+    driver = polling(repeat={"delay_ms": 5_000})
+    driver.start("saga")
+
+    assert shown(driver.done("poll[0]", {"ready": False}))[-1] == "poll[1] waiting -> backing_off by delayed"
+    assert driver.wait(4_999) == []
+    assert commands(driver.wait(1)) == ["poll[1]/1/execute"]
+
+
+def test_a_delayed_round_waits_for_the_end_of_a_pause() -> None:
+    driver = polling(repeat={"delay_ms": 5_000})
+    driver.start("saga")
+    driver.done("poll[0]", {"ready": False})
+    driver.act(Action.PAUSE)
+
+    assert driver.wait(5_000) == []
+    assert commands(driver.act(Action.RESUME)) == ["poll[1]/1/execute"]
+
+
+def test_a_step_that_is_not_there_after_its_last_round_has_failed() -> None:
+    driver = polling(compensate={})
+    driver.start("saga")
+    driver.done("poll[0]", {"ready": False})
+    driver.done("poll[1]", {"ready": False})
+
+    stopped = driver.done("poll[2]", {"ready": False})
+
+    assert commands(stopped) == ["poll[2]/1/compensate"]
+    driver.done("poll[2]", undo=True)
+    driver.done("poll[1]", undo=True)
+    ended = result(driver.done("poll[0]", undo=True))
+    assert ended["failure"]["message"] == "'steps.poll.ready' does not hold after 3 rounds"
+
+
+def test_a_round_whose_condition_cannot_be_evaluated_fails_the_step() -> None:
+    driver = polling(critical=False, default="none")
+    driver.start("saga")
+
+    ended = result(driver.done("poll[0]", {}))
+
+    assert ended["output"] == {"poll": "none"}
+    assert "cannot be evaluated" in ended["missing"][0]["why"]
+
+
+def test_a_failed_round_fails_the_step() -> None:
+    driver = polling()
+    driver.start("saga")
+    driver.done("poll[0]", {"ready": False})
+
+    assert result(driver.fail("poll[1]", message="down"))["failure"]["message"] == (
+        "1 of 2 items did not deliver; poll[1]: down"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"repeat": {"until": "steps.later.x", "rounds_max": 2}}, "steps.s.repeat.until"),
+        ({"repeat": {"until": "true", "rounds_max": 2}, "map": {"over": from_input()}}, "steps.s.repeat"),
+        ({"agent": None, "sleep": {"ms": 50}, "repeat": {"until": "true", "rounds_max": 2}}, "steps.s.repeat"),
+        ({"repeat": {"until": "1 +", "rounds_max": 2}}, "steps.s.repeat.until"),
+    ],
+)
+def test_what_cannot_be_repeated_is_refused(more: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidDefinition) as raised:
+        saga(step("s", **more), step("later"))
+
+    assert raised.value.field == field

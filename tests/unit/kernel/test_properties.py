@@ -48,6 +48,11 @@ CHAINS: list[tuple[dict[str, Any], ...]] = [
     ({"agent": "other", "on": ["refusal", "over_budget"]}, {"agent": "third", "reserve": {"tokens": 1}}),
     ({"agent": "other"}, {"value": "stand-in", "on": ["error", "circuit_open"]}),
 ]
+REPEATS: list[dict[str, Any]] = [
+    {"until": "input.x == 0", "rounds_max": 3},
+    {"until": "steps.NAME == 'text'", "rounds_max": 3, "delay_ms": 300},
+    {"until": "steps.NAME.x == 1", "rounds_max": 2},
+]
 MAPS: list[dict[str, Any]] = [
     {"over": {"value": [1, 2, 3]}, "concurrency": 2},
     {"over": {"value": [1, 2, 3, 4]}, "concurrency": 3, "tolerate": 1},
@@ -105,6 +110,8 @@ def definitions(draw: st.DrawFn) -> Definition:
                 name,
                 *needs,
                 **({} if mapped is None else {"map": mapped}),
+                **repeated(draw(st.sampled_from([None, None, None, *REPEATS])) if mapped is None else None, name),
+                pivot=draw(st.integers(0, 9)) == 0,
                 input={"fields": {need: {"step": need, "path": "x"} for need in needs}},
                 retry=retry,
                 critical=critical,
@@ -129,8 +136,16 @@ def definitions(draw: st.DrawFn) -> Definition:
                 output_schema=draw(st.sampled_from([None, None, {"type": "object"}])),
             )
         )
-    budget = draw(st.sampled_from([None, None, {"attempts": 5}, {"tokens": 60}]))
-    return saga(*draw(st.permutations(steps)), deadline_ms=draw(st.sampled_from([None, None, 3_000])), budget=budget)
+    return saga(
+        *draw(st.permutations(steps)),
+        deadline_ms=draw(st.sampled_from([None, None, 3_000])),
+        budget=draw(st.sampled_from([None, None, {"attempts": 5}, {"tokens": 60}])),
+        required=draw(st.sampled_from([(), (), (), tuple(names[:1])])),
+    )
+
+
+def repeated(repeat: dict[str, Any] | None, name: str) -> dict[str, Any]:
+    return {} if repeat is None else {"repeat": {**repeat, "until": repeat["until"].replace("NAME", name)}}
 
 
 MOVES = st.lists(st.tuples(st.integers(0, 139), st.integers(0, 99)), min_size=10, max_size=60)
@@ -283,6 +298,7 @@ def settle(story: Story) -> None:
             driver.act(Action.RESUME)
         for step, undo in undecided(driver):
             driver.decide(step, Decision.FAIL, undo=undo)
+            driver.decide(step, Decision.COMPLETE, {"x": 1}, undo=undo)  # past a pivot nothing is given up
             driver.decide(step, Decision.REJECT)
         for step, attempt, undo in out(driver):
             driver.done(step, {"x": 1}, attempt=attempt, undo=undo)
@@ -481,7 +497,7 @@ def check_result(definition: Definition, record: ResultRecord) -> None:
         for leaf in leaves(record)
         for spec in [specs[split_item(leaf["name"])[0]]]
         if spec.compensate is not None and may_have_had_an_effect(leaf, spec)
-        if spec.map is None or leaf["name"] != spec.name
+        if (spec.map is None and spec.repeat is None) or leaf["name"] != spec.name
     }
     assert {step["name"] for step in undone} == needed
     assert all(step["undo"]["status"] in ("done", "failed", "skipped") for step in undone)
