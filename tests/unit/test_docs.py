@@ -138,3 +138,21 @@ def test_everything_that_the_test_kit_offers_is_in_the_docs() -> None:
 def _anchors(text: str) -> set[str]:
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_feature_names_tests_and_golden_logs_that_exist() -> None:
+    tests, text = DOCS.parent / "tests", read("features")
+    missing = []
+    for name in re.findall(r"`((?:unit|integration|conformance|simulation|chaos)/[^`\s]*)`", text):
+        file, _, test = name.partition("::")
+        path = tests / file
+        if not path.exists() or (test and f"def {test}" not in path.read_text()):
+            missing.append(name)
+    golden = {file.stem for file in (tests / "unit" / "kernel" / "golden").glob("*.jsonl")}
+    named = set(re.findall(r"^\|.*\| `(\w+)` \|$", text, re.MULTILINE))
+
+    assert (missing, golden - named, named - golden) == (
+        ["unit/kernel/golden/NAME.jsonl"],
+        set(),
+        set(),
+    )
