@@ -167,3 +167,15 @@ DOCUMENTS = st.recursive(
 def test_what_we_write_we_read(document: Any) -> None:
     assert decode(encode(document)) == document
     assert check_json(document, "value", 10**6) == encode(document)
+
+
+@given(st.integers(0, 40), st.integers(17, 40), st.booleans())
+def test_a_long_integer_is_found_wherever_it_stands(before: int, digits: int, negative: bool) -> None:
+    number = "-" * negative + "9" * digits
+    raw = f'{{"{"x" * before}":{number}}}'.encode()
+
+    if abs(int(number)) < 2**63:
+        assert decode(raw) == {"x" * before: int(number)}
+    else:
+        with pytest.raises(InvalidRecord, match="beyond 64 bits"):
+            decode(raw)
