@@ -7,7 +7,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from functools import cached_property
 from hashlib import blake2b
@@ -236,6 +236,9 @@ class Step(_Model):
     needs: tuple[Name, ...] = Field(default=(), max_length=limits.NEEDS_MAX)
     map: Map | None = None
     repeat: Repeat | None = None
+    irreversible: bool = Field(
+        default=False, description="Nothing can undo it, and that is known: no warning that it has no compensation."
+    )
     pivot: bool = Field(
         default=False, description="Once it has ended well the workflow only goes forward: nothing is undone any more."
     )
@@ -327,6 +330,11 @@ class Definition(_Model):
     @cached_property
     def input_validator(self) -> SchemaValidator | None:
         return SchemaValidator(self.input_schema, "input") if self.input_schema is not None else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is allowed and probably not meant, as "path: problem; remedy"."""
+        return list(_warnings(self))
 
     @property
     def agents(self) -> list[str]:
@@ -432,6 +440,8 @@ def _check_definition(definition: Definition) -> None:
             raise _Refused(
                 f"{where}.when_failed", "is for critical steps; another one is degraded: set critical or drop it"
             )
+        if step.irreversible and step.compensate is not None:
+            raise _Refused(f"{where}.irreversible", "stands beside a compensation; drop one of the two")
         if step.output_schema is not None:
             SchemaValidator(step.output_schema, f"{where}.output_schema")
     for name in definition.required:
@@ -445,6 +455,33 @@ def _check_definition(definition: Definition) -> None:
     for service in definition.services:
         if service not in used:
             raise _Refused(f"services.{service}", "is used by no step; name it in a step's service or drop it")
+
+
+def _warnings(definition: Definition) -> Iterator[str]:
+    ancestors = _ancestors(definition.steps)
+    pivots = {step.name for step in definition.steps if step.pivot}
+    for step in definition.steps:
+        if step.agent is None or pivots & (ancestors[step.name] | {step.name}):
+            continue
+        # What can still fail once this step is done: all that it does not wait for itself.
+        later = [
+            other.name
+            for other in definition.steps
+            if other.critical and other is not step and other.name not in ancestors[step.name]
+        ]
+        if step.compensate is None and not step.irreversible and step.critical and later:
+            yield (
+                f"steps.{step.name}.compensate: is missing, so nothing undoes it when {later[0]!r} fails; "
+                "add one, or say irreversible"
+            )
+    if definition.deadline_ms is not None:
+        for step in definition.steps:
+            least_ms = step.retry.attempts * step.timeout_ms if step.agent is not None else 0
+            if least_ms > definition.deadline_ms:
+                yield (
+                    f"steps.{step.name}.retry: {step.retry.attempts} attempts of up to {step.timeout_ms:,} ms do not fit "
+                    f"the deadline of {definition.deadline_ms:,} ms; allow fewer or shorter ones, or more time"
+                )
 
 
 def _check_fallbacks(step: Step, where: str) -> None:

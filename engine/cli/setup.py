@@ -108,7 +108,7 @@ Source = Annotated[str, typer.Argument(help="A JSON or YAML file, or module:name
 
 @definitions_app.command("check")
 def definitions_check(source: Source, json: Json = False) -> None:
-    """Say whether a definition can run, and if not, what is wrong where. Exits 2 when it cannot.
+    """Say whether a definition can run, and if not, what is wrong where. Exits 2 when it cannot, 0 with warnings.
 
     \b
     Examples: sagalog definitions check invoice.json
@@ -116,9 +116,12 @@ def definitions_check(source: Source, json: Json = False) -> None:
     """
     found = load_definition(source)
     if json:
-        print_json({"name": found.name, "hash": found.hash, "steps": [step.name for step in found.steps]})
+        steps = [step.name for step in found.steps]
+        print_json({"name": found.name, "hash": found.hash, "steps": steps, "warnings": found.warnings})
     else:
         out.print(f"{found.name}@{found.hash}: {len(found.steps)} steps, fits.")
+        for warning in found.warnings:
+            out.print(f"warning: {warning}", style="yellow", markup=False)
 
 
 @definitions_app.command("register")

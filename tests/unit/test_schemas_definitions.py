@@ -426,3 +426,43 @@ def test_a_problem_is_short_whatever_the_document() -> None:
 
     assert problem is not None
     assert len(problem) <= len("input: ") + 300
+
+
+# --- warnings
+
+
+def warned(*steps: dict[str, Any], **more: Any) -> list[str]:
+    return [line.split(":")[0] for line in Definition(name="d", steps=steps, **more).warnings]  # type: ignore[arg-type]
+
+
+PAY = {"name": "pay", "agent": "bank"}
+SHIP = {"name": "ship", "agent": "carrier", "needs": ("pay",)}
+
+
+@pytest.mark.parametrize(
+    ("steps", "places"),
+    [
+        ((PAY, SHIP), ["steps.pay.compensate"]),
+        (({**PAY, "compensate": {}}, SHIP), []),
+        (({**PAY, "irreversible": True}, SHIP), []),
+        (({**PAY, "pivot": True}, SHIP), []),
+        (({**PAY, "critical": False}, SHIP), []),
+        ((PAY, {**SHIP, "critical": False}), []),
+        ((PAY, {**SHIP, "needs": ()}), ["steps.pay.compensate", "steps.ship.compensate"]),
+        ((PAY,), []),
+    ],
+)
+def test_a_step_that_nothing_undoes_is_warned_of(steps: tuple[dict[str, Any], ...], places: list[str]) -> None:
+    assert warned(*steps) == places
+
+
+def test_attempts_that_do_not_fit_the_deadline_are_warned_of() -> None:
+    slow = {**PAY, "timeout_ms": 1_000, "retry": {"attempts": 3}}
+
+    assert warned(slow, deadline_ms=2_999) == ["steps.pay.retry"]
+    assert warned(slow, deadline_ms=3_000) == []
+
+
+def test_irreversible_beside_a_compensation_is_refused() -> None:
+    with pytest.raises(InvalidDefinition, match=r"steps\.pay\.irreversible: stands beside a compensation"):
+        Definition(name="d", steps=({**PAY, "irreversible": True, "compensate": {}},))  # type: ignore[arg-type]
