@@ -237,7 +237,8 @@ class Step(_Model):
     map: Map | None = None
     repeat: Repeat | None = None
     irreversible: bool = Field(
-        default=False, description="Nothing can undo it, and that is known: no warning that it has no compensation."
+        default=False,
+        description="Nothing can undo it, or there is nothing to undo: no warning of a missing compensation.",
     )
     pivot: bool = Field(
         default=False, description="Once it has ended well the workflow only goes forward: nothing is undone any more."

@@ -67,6 +67,7 @@ definition: Final = Definition(
             timeout_ms=READ_TIMEOUT_MS,
             service=OCR_SERVICE,
             output_schema=read.output_schema,
+            irreversible=True,  # it only reads
         ),
         Step(
             name="validate",
@@ -74,6 +75,7 @@ definition: Final = Definition(
             needs=("read",),
             input=fields(invoice=_INVOICE, file=from_input("file")),
             output_schema=validate.output_schema,
+            irreversible=True,
         ),
         Step(
             name="match",
