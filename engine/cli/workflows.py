@@ -12,6 +12,7 @@ import typer
 
 from sagalog.schemas.codec import decode
 from sagalog.schemas.errors import InvalidRecord
+from sagalog.schemas.ids import split_item
 from sagalog.schemas.limits import PAYLOAD_BYTES_MAX
 from sagalog.schemas.records import ResultRecord
 
@@ -203,7 +204,11 @@ def why(found: dict[str, Any]) -> list[str]:
         )
         reasons.append(f"{withheld['step']} waits since {at(withheld['since_ms'])}: {what}")
     if not workflow["terminal"]:
+        # A step that maps waits for its items, which stand there themselves.
+        parents = {split_item(step["step"])[0] for step in found["steps"] if split_item(step["step"])[1] >= 0}
         for step in found["steps"]:
+            if step["step"] in parents:
+                continue
             if step["status"] == "backing_off":
                 reasons.append(f"{step['step']} waits for its next attempt at {step['retry_at']}")
             elif step["status"] == "running":

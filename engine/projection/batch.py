@@ -224,6 +224,7 @@ def _fill(stub: WorkflowRow, before: WorkflowRow) -> WorkflowRow:
         output=before.output,
         missing=before.missing,
         failure=before.failure,
+        usage=before.usage,
     )
 
 

@@ -136,7 +136,9 @@ def canonical(value: Any) -> Any:
             raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
-_JSON_COLUMNS: Final = frozenset({"input", "output", "missing", "failure", "withheld", "paused", "signals", "failures"})
+_JSON_COLUMNS: Final = frozenset(
+    {"input", "output", "missing", "failure", "withheld", "paused", "signals", "failures", "usage"}
+)
 
 
 def _from_staged(row: WorkflowRow | StepRow | CompensationRow) -> dict[str, Any]:

@@ -74,10 +74,14 @@ class Workflow:
     withheld: list[dict[str, Any]] | None
     partition: int
     at_offset: int
+    usage: dict[str, int] | None
+    """{attempts, tokens, cost} of a finished one whose agents said what they used; the attempts are those at executing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
+    """A step, or one item of a step that maps: `step` is then its name with the item's number, as `read[3]`."""
+
     workflow_id: str
     step: str
     place: int
@@ -96,10 +100,17 @@ class Step:
     output: Any
     failed_attempts: int
     failures: list[dict[str, Any]] | None
+    item: int | None
+    """None for a step's own row."""
+    tokens: int
+    cost: int
+    """What its attempts at executing used. Of a step that maps, its items have it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compensation:
+    """The undoing of a step, or of one item of a step that maps (which has none of its own)."""
+
     workflow_id: str
     step: str
     place: int
@@ -111,6 +122,7 @@ class Compensation:
     retry_at: datetime | None
     failed_attempts: int
     failures: list[dict[str, Any]] | None
+    item: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +234,7 @@ async def list_workflows(
 
 
 async def show_workflow(sql: Sql, workflow_id: str) -> WorkflowDetails | None:
-    """One workflow with its steps, ledger, reviews and dead letters; None when the projection does not know it."""
+    """One workflow with its steps and their items, ledger, reviews and dead letters; None when the projection does not know it."""
     params = {"workflow_id": workflow_id}
     async with sql.transaction(snapshot=True) as transaction:
         found = await transaction.fetch("workflow_get", params)

@@ -6,17 +6,19 @@ Rules:
 - PostgreSQL stores no NUL in text: it becomes U+FFFD, in values and in keys of objects (`without_nul`). Everything else is
   stored as it is; numbers are what a double and a 64-bit integer can hold, because the fold holds no others.
 - Rows depend on one record only, never on what the database holds.
+- A step that maps or repeats is a row, and so is each of its items; no two rows of a record have one name, which is their key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from sagalog.schemas.codec import encode
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import Decision
+from sagalog.schemas.ids import item_name
 from sagalog.schemas.limits import TIME_MS_MAX
 from sagalog.schemas.statuses import TERMINAL, CircuitStatus, StepStatus, UndoStatus, WorkflowStatus
 
@@ -78,6 +80,7 @@ class WorkflowRow(NamedTuple):
     withheld: Json
     paused: Json
     signals: Json
+    usage: Json
 
 
 class StepRow(NamedTuple):
@@ -98,6 +101,11 @@ class StepRow(NamedTuple):
     failures: Json
     until_ms: int | None
     escalated: bool
+    item: int | None
+    """Which item of its step the row is; None for the step itself."""
+    tokens: int
+    cost: int
+    """Of a step that maps its items have them, so that a sum over all rows counts nothing twice."""
 
 
 class CompensationRow(NamedTuple):
@@ -112,6 +120,7 @@ class CompensationRow(NamedTuple):
     retry_ms: int | None
     failed_attempts: int
     failures: Json
+    item: int | None
 
 
 class CircuitRow(NamedTuple):
@@ -203,6 +212,7 @@ _WORKFLOW_STATUSES: Final = {str(status): status in TERMINAL for status in Workf
 _STEP_STATUSES: Final = frozenset(map(str, StepStatus))
 _UNDO_STATUSES: Final = frozenset(map(str, UndoStatus))
 _CIRCUIT_STATUSES: Final = frozenset(map(str, CircuitStatus))
+_HAVE_OUTPUT: Final = frozenset({str(StepStatus.DONE), str(StepStatus.DEGRADED)})
 
 
 def rank_of(record: Record) -> Rank:
@@ -254,20 +264,23 @@ def workflow_row(workflow_id: str, record: Record, partition: int) -> WorkflowRo
         _json(withheld) if withheld else None,
         _json(_object_or_none(record, "paused")),
         _json(_objects(record, "signals") or None),
+        _json(_object_or_none(record, "usage")),
     )
 
 
 def step_rows(workflow_id: str, record: Record) -> list[StepRow]:
-    """A row per step, of a checkpoint or a result; none for a stub."""
+    """A row per step and per item, of a checkpoint or a result; none for a stub."""
+    shortened = record.get("shortened")
+    with_payloads = type(shortened) is not list or "steps" not in shortened
     rows = []
-    for place, step in enumerate(_objects(record, "steps")):
+    for place, item, step in _steps_and_items(record):
         status = _text(step, "status")
         if status not in _STEP_STATUSES:
-            raise _unknown(f"steps.{place}.status", status)
+            raise _unknown(f"{_where(place, item)}.status", status)
         rows.append(
             StepRow(
                 workflow_id,
-                _key(_text(step, "name"), "name"),
+                _text(step, "name"),
                 place,
                 status,
                 _integer(step, "attempt"),
@@ -278,32 +291,35 @@ def step_rows(workflow_id: str, record: Record) -> list[StepRow]:
                 _time_or_none(step, "retry_at_ms"),
                 step.get("unknown") is True,
                 _text_or_none(step, "stand_in"),
-                _json(step.get("output")),
+                _json(_output(step, item, status, with_payloads)),
                 _integer_or_none(step, "failed_attempts") or 0,
                 _json(step["failures"]) if step.get("failures") else None,
                 _time_or_none(step, "until_ms"),
                 step.get("escalated") is True,
+                item,
+                _integer_or_none(step, "tokens", OFFSET_MAX) or 0,
+                _integer_or_none(step, "cost", OFFSET_MAX) or 0,
             )
         )
     return rows
 
 
 def compensation_rows(workflow_id: str, record: Record) -> list[CompensationRow]:
-    """A row per entry in the ledger, of a checkpoint or a result."""
+    """A row per entry in the ledger, of a checkpoint or a result. Of a step that maps, its items have the entries."""
     rows = []
-    for place, step in enumerate(_objects(record, "steps")):
+    for place, item, step in _steps_and_items(record):
         undo = step.get("undo")
         if undo is None:
             continue
         if type(undo) is not dict:
-            raise InvalidRecord(f"steps.{place}.undo", f"is a {type(undo).__name__}; an object is expected")
+            raise InvalidRecord(f"{_where(place, item)}.undo", f"is a {type(undo).__name__}; an object is expected")
         status = _text(undo, "status")
         if status not in _UNDO_STATUSES:
-            raise _unknown(f"steps.{place}.undo.status", status)
+            raise _unknown(f"{_where(place, item)}.undo.status", status)
         rows.append(
             CompensationRow(
                 workflow_id,
-                _key(_text(step, "name"), "name"),
+                _text(step, "name"),
                 place,
                 status,
                 _integer(undo, "attempt"),
@@ -313,9 +329,48 @@ def compensation_rows(workflow_id: str, record: Record) -> list[CompensationRow]
                 _time_or_none(undo, "retry_at_ms"),
                 _integer_or_none(undo, "failed_attempts") or 0,
                 _json(undo["failures"]) if undo.get("failures") else None,
+                item,
             )
         )
     return rows
+
+
+def _steps_and_items(record: Record) -> Iterator[tuple[int, int | None, dict[str, Any]]]:
+    """(place, item, record) of each step, followed by its items. Their names are keys: no two are alike."""
+    # Two rows of one key in one statement are an error to PostgreSQL that no halving of the batch would bring to its record.
+    names: set[str] = set()
+    for place, step in enumerate(_objects(record, "steps")):
+        name = _key(_text(step, "name"), "name")
+        if name in names:
+            raise InvalidRecord(f"{_where(place, None)}.name", f"is {name[:80]!r}, which an earlier one is called")
+        names.add(name)
+        yield place, None, step
+        for item, found in enumerate(_objects(step, "items")):
+            called = _key(_text(found, "name"), "name")
+            if called != item_name(name, item) or called in names:
+                raise InvalidRecord(
+                    f"{_where(place, item)}.name",
+                    f"is {called[:80]!r} where {item_name(name, item)[:80]!r} is expected",
+                )
+            names.add(called)
+            yield place, item, found
+
+
+def _where(place: int, item: int | None) -> str:
+    return f"steps.{place}" if item is None else f"steps.{place}.items.{item}"
+
+
+def _output(step: Record, item: int | None, status: str, with_payloads: bool) -> Any:
+    """The output, also where the record leaves it out because it is that of the items (the kernel's `restore`).
+
+    `with_payloads` False: the outputs did not fit into the record, and a list of what is left of them would be made up.
+    """
+    items = _objects(step, "items") if item is None else None
+    if items and status in _HAVE_OUTPUT and step.get("stand_in") in (None, "items"):
+        if step.get("repeats") is True:
+            return items[-1].get("output")
+        return [found.get("output") for found in items] if with_payloads else None
+    return step.get("output")
 
 
 def circuit_row(record: Record, partition: int) -> CircuitRow:
@@ -503,8 +558,8 @@ def _integer(record: Record, field: str, most: int = INTEGER_MAX, least: int = 0
     return value
 
 
-def _integer_or_none(record: Record, field: str) -> int | None:
-    return _integer(record, field) if record.get(field) is not None else None
+def _integer_or_none(record: Record, field: str, most: int = INTEGER_MAX) -> int | None:
+    return _integer(record, field, most) if record.get(field) is not None else None
 
 
 def _time(record: Record, field: str) -> int:

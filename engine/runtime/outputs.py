@@ -102,7 +102,11 @@ def _fitting(record: Any, expendable: tuple[str, ...]) -> bytes:
 
 
 def _without_payloads(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: found for key, found in step.items() if key != "output"} for step in steps]
+    kept = [{key: found for key, found in step.items() if key != "output"} for step in steps]
+    for step in kept:
+        if "items" in step:
+            step["items"] = _without_payloads(step["items"])
+    return kept
 
 
 def review(effect: ReviewNeeded | ReviewClosed) -> Out:

@@ -19,12 +19,13 @@ DELETE FROM step s USING gone WHERE s.workflow_id = gone.workflow_id
 WITH accepted AS (
     INSERT INTO workflow AS w (
         workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
-        deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals
+        deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals,
+        usage
     )
     SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank,
            to_timestamp(started_ms / 1000.0), to_timestamp(updated_ms / 1000.0), to_timestamp(finished_ms / 1000.0),
            to_timestamp(deadline_ms / 1000.0), completeness, correlation_id, stopped, input, output, missing, failure, withheld,
-           paused, signals
+           paused, signals, usage
     FROM staging_workflow
     ORDER BY workflow_id
     ON CONFLICT (workflow_id) DO UPDATE SET
@@ -50,21 +51,23 @@ WITH accepted AS (
         input = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.input ELSE excluded.input END,
         output = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.output ELSE excluded.output END,
         missing = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.missing ELSE excluded.missing END,
-        failure = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.failure ELSE excluded.failure END
+        failure = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.failure ELSE excluded.failure END,
+        usage = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.usage ELSE excluded.usage END
     WHERE (excluded.at_offset, excluded.rank) >= (w.at_offset, w.rank)
     RETURNING w.workflow_id
 )
 DELETE FROM staging_workflow s WHERE NOT EXISTS (SELECT FROM accepted a WHERE a.workflow_id = s.workflow_id)
 
 -- step_merge --
--- Steps that did not change are not written again: most checkpoints move one step of several.
+-- Steps and items that did not change are not written again: most checkpoints move one of several. `item` follows from the
+-- name, which is the key: it never changes.
 INSERT INTO step AS t (
     workflow_id, step, place, status, attempt, agent, started_at, finished_at, ended_order, retry_at, unknown, stand_in, output,
-    failed_attempts, failures, until_at, escalated
+    failed_attempts, failures, until_at, escalated, item, tokens, cost
 )
 SELECT s.workflow_id, s.step, s.place, s.status, s.attempt, s.agent, to_timestamp(s.started_ms / 1000.0),
        to_timestamp(s.finished_ms / 1000.0), s.ended_order, to_timestamp(s.retry_ms / 1000.0), s.unknown, s.stand_in, s.output,
-       s.failed_attempts, s.failures, to_timestamp(s.until_ms / 1000.0), s.escalated
+       s.failed_attempts, s.failures, to_timestamp(s.until_ms / 1000.0), s.escalated, s.item, s.tokens, s.cost
 FROM staging_step s
 WHERE EXISTS (SELECT FROM staging_workflow w WHERE w.workflow_id = s.workflow_id)
 ON CONFLICT (workflow_id, step) DO UPDATE SET
@@ -82,10 +85,12 @@ ON CONFLICT (workflow_id, step) DO UPDATE SET
     failed_attempts = excluded.failed_attempts,
     failures = excluded.failures,
     until_at = excluded.until_at,
-    escalated = excluded.escalated
-WHERE (t.status, t.attempt, t.failed_attempts, t.unknown, t.place, t.escalated)
+    escalated = excluded.escalated,
+    tokens = excluded.tokens,
+    cost = excluded.cost
+WHERE (t.status, t.attempt, t.failed_attempts, t.unknown, t.place, t.escalated, t.tokens, t.cost)
           IS DISTINCT FROM (excluded.status, excluded.attempt, excluded.failed_attempts, excluded.unknown, excluded.place,
-                            excluded.escalated)
+                            excluded.escalated, excluded.tokens, excluded.cost)
    OR (t.agent, t.started_at, t.finished_at, t.ended_order, t.retry_at, t.until_at, t.stand_in, t.output, t.failures)
           IS DISTINCT FROM (excluded.agent, excluded.started_at, excluded.finished_at, excluded.ended_order, excluded.retry_at,
                             excluded.until_at, excluded.stand_in, excluded.output, excluded.failures)
@@ -93,10 +98,11 @@ WHERE (t.status, t.attempt, t.failed_attempts, t.unknown, t.place, t.escalated)
 -- compensation_merge --
 -- As steps.
 INSERT INTO compensation AS t (
-    workflow_id, step, place, status, attempt, undone_order, started_at, finished_at, retry_at, failed_attempts, failures
+    workflow_id, step, place, status, attempt, undone_order, started_at, finished_at, retry_at, failed_attempts, failures,
+    item
 )
 SELECT s.workflow_id, s.step, s.place, s.status, s.attempt, s.undone_order, to_timestamp(s.started_ms / 1000.0),
-       to_timestamp(s.finished_ms / 1000.0), to_timestamp(s.retry_ms / 1000.0), s.failed_attempts, s.failures
+       to_timestamp(s.finished_ms / 1000.0), to_timestamp(s.retry_ms / 1000.0), s.failed_attempts, s.failures, s.item
 FROM staging_compensation s
 WHERE EXISTS (SELECT FROM staging_workflow w WHERE w.workflow_id = s.workflow_id)
 ON CONFLICT (workflow_id, step) DO UPDATE SET

@@ -18,12 +18,13 @@ LIMIT %(limit)s
 SELECT * FROM workflows WHERE workflow_id = %(workflow_id)s
 
 -- workflow_steps --
--- In the definition's order.
-SELECT * FROM steps WHERE workflow_id = %(workflow_id)s ORDER BY place
+-- In the definition's order; the items of a step that maps follow it.
+SELECT * FROM steps WHERE workflow_id = %(workflow_id)s ORDER BY place, item NULLS FIRST
 
 -- workflow_compensations --
 -- In the order in which they were undone; those that were not, last.
-SELECT * FROM compensations WHERE workflow_id = %(workflow_id)s ORDER BY undone_order NULLS LAST, place
+SELECT * FROM compensations WHERE workflow_id = %(workflow_id)s
+ORDER BY undone_order NULLS LAST, place, item NULLS FIRST
 
 -- workflow_reviews --
 -- Oldest first.
@@ -62,7 +63,7 @@ SELECT * FROM health ORDER BY agent
 -- rows_workflows --
 -- For verify, a page of ids at a time; `ids` NULL: all.
 SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
-       deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals
+       deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals, usage
 FROM workflow
 WHERE (%(ids)s::text[] IS NULL OR workflow_id = ANY(%(ids)s::text[])) AND workflow_id > %(after)s
 ORDER BY workflow_id
@@ -71,12 +72,13 @@ LIMIT %(limit)s
 -- rows_steps --
 -- Of one page of workflows.
 SELECT workflow_id, step, place, status, attempt, agent, started_at, finished_at, ended_order, retry_at, unknown, stand_in,
-       output, failed_attempts, failures, until_at, escalated
+       output, failed_attempts, failures, until_at, escalated, item, tokens, cost
 FROM step
 WHERE workflow_id = ANY(%(ids)s::text[])
 
 -- rows_compensations --
 -- Of one page of workflows.
-SELECT workflow_id, step, place, status, attempt, undone_order, started_at, finished_at, retry_at, failed_attempts, failures
+SELECT workflow_id, step, place, status, attempt, undone_order, started_at, finished_at, retry_at, failed_attempts, failures,
+       item
 FROM compensation
 WHERE workflow_id = ANY(%(ids)s::text[])

@@ -6,16 +6,16 @@ CREATE TEMPORARY TABLE IF NOT EXISTS staging_workflow (
     workflow_id text, name text, definition text, status text, terminal boolean, partition integer, at_offset bigint,
     rank smallint, started_ms bigint, updated_ms bigint, finished_ms bigint, deadline_ms bigint, completeness double precision,
     correlation_id text, stopped text, input jsonb, output jsonb, missing jsonb, failure jsonb, withheld jsonb,
-    paused jsonb, signals jsonb
+    paused jsonb, signals jsonb, usage jsonb
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE IF NOT EXISTS staging_step (
     workflow_id text, step text, place integer, status text, attempt integer, agent text, started_ms bigint, finished_ms bigint,
     ended_order integer, retry_ms bigint, unknown boolean, stand_in text, output jsonb, failed_attempts integer, failures jsonb,
-    until_ms bigint, escalated boolean
+    until_ms bigint, escalated boolean, item integer, tokens bigint, cost bigint
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE IF NOT EXISTS staging_compensation (
     workflow_id text, step text, place integer, status text, attempt integer, undone_order integer, started_ms bigint,
-    finished_ms bigint, retry_ms bigint, failed_attempts integer, failures jsonb
+    finished_ms bigint, retry_ms bigint, failed_attempts integer, failures jsonb, item integer
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE IF NOT EXISTS staging_circuit (
     service text, partition integer, at_offset bigint, status text, since_ms bigint, updated_ms bigint, opened integer,

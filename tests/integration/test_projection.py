@@ -28,10 +28,14 @@ from sagalog.engine.projection.postgres import PostgresSql
 from sagalog.engine.projection.projector import PositionLost, PositionMoved, Projector, ProjectorLimits, projected
 from sagalog.engine.projection.sql import MigrationError, SqlError, SqlRefused, SqlUnavailable
 from sagalog.infra.clock import SystemClock, SystemRng
-from sagalog.schemas.definitions import Definition, Sleep, Step, Task, WaitFor
+from sagalog.schemas.definitions import Definition, Sleep, Step, Task, WaitFor, from_input
+from sagalog.schemas.limits import ITEMS_MAX, TIME_MS_MAX
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.log import Out, TopicPartition
 from sagalog.topics.specs import Topics
+
+from ..unit.kernel.driver import WORKFLOW, Driver, saga, step
+from ..unit.kernel.driver import result as result_of
 
 pytestmark = pytest.mark.stack
 
@@ -78,7 +82,16 @@ def result(workflow_id: str, at_offset: int, status: str = "completed", **more: 
     return {
         "workflow_id": workflow_id, "definition": "d" * 16, "name": "order", "status": status, "started_ms": T0,
         "finished_ms": T0 + 50, "at_offset": at_offset, "input": {"order": 1}, "output": {"total": 12.50},
-        "completeness": 1.0, "missing": [], "steps": checkpoint(at_offset, 4)["steps"], **more,
+        "completeness": 1.0, "missing": [], "usage": {"attempts": 4, "tokens": 1_200, "cost": 35},
+        "steps": checkpoint(at_offset, 4)["steps"], **more,
+    }  # fmt: skip
+
+
+def item(number: int, **more: Any) -> dict[str, Any]:
+    """One item of the step `charge`."""
+    return {
+        "name": f"charge[{number}]", "status": "done", "attempt": 1, "started_ms": T0, "finished_ms": T0 + 1,
+        "order": number + 2, "output": number, "tokens": 10, **more,
     }  # fmt: skip
 
 
@@ -481,7 +494,7 @@ async def test_steps_that_await_say_until_when_and_have_no_agent(world: World) -
     record["steps"] = [
         {"name": "reserve", "status": "done", "attempt": 1},
         {"name": "nap", "status": "awaiting", "attempt": 1, "started_ms": T0, "until_ms": far_ms},
-        {"name": "payment", "status": "awaiting", "attempt": 1, "started_ms": T0, "until_ms": 10**15},
+        {"name": "payment", "status": "awaiting", "attempt": 1, "started_ms": T0, "until_ms": TIME_MS_MAX},
         {"name": "approve", "status": "awaiting", "attempt": 1, "until_ms": T0 + 1_000, "escalated": True},
     ]
     partition = partition_of("w")
@@ -504,6 +517,100 @@ async def test_steps_that_await_say_until_when_and_have_no_agent(world: World) -
     assert until[0] is None and until[1] is not None and until[1].year == 5000
     assert until[2] is not None and until[2].year == 9999
     assert until[3] is not None and until[3].timestamp() == (T0 + 1_000) / 1000
+
+
+# --- maps and budgets
+
+
+async def test_the_items_of_a_map_are_shown_from_their_first_attempt_to_their_undoing(world: World) -> None:
+    """Three items, of which one fails, which is tolerated; the step after them fails, and what they did is undone."""
+    definition = saga(
+        step("each", map={"over": from_input(), "tolerate": 1}, retry={"attempts": 1}, compensate={}, agent="reader"),
+        step("last", "each", retry={"attempts": 1}, agent="writer"),
+    )
+    driver = Driver(definition)
+    partition = partition_of(WORKFLOW)
+
+    async def project() -> queries.WorkflowDetails:
+        record = orjson.loads(driver.dumps()[WORKFLOW])
+        await world.append(world.topics.checkpoints, partition, out(WORKFLOW, record))
+        await world.caught_up()
+        found = await fetch_rows(world.sql)
+        assert differences(expected_rows(WORKFLOW, record, partition), found[WORKFLOW]) == []
+        details = await queries.show_workflow(world.sql, WORKFLOW)
+        assert details is not None
+        return details
+
+    await world.append(world.topics.definitions, 0, Out(definition.hash.encode(), definition.encoded, []))
+    async with world.projecting():
+        driver.start("saga", ["a", "b", "c"])
+        details = await project()
+        assert [(row.step, row.place, row.item, row.status, row.agent) for row in details.steps] == [
+            ("each", 0, None, "running", "reader"),
+            ("each[0]", 0, 0, "running", "reader"),
+            ("each[1]", 0, 1, "running", "reader"),
+            ("each[2]", 0, 2, "running", "reader"),
+            ("last", 1, None, "waiting", "writer"),
+        ]
+        driver.done("each[2]", {"read": "C"}, tokens=700, cost=20)
+        driver.fail("each[1]", message="bad file")
+        details = await project()
+        assert [row.status for row in details.steps] == ["running", "running", "failed", "done", "waiting"]
+        assert details.steps[0].output is None
+        driver.done("each[0]", {"read": "A"}, tokens=500)
+        details = await project()
+        each, first, second, third, last = details.steps
+        assert (each.status, each.stand_in, each.output) == ("degraded", "items", [{"read": "A"}, None, {"read": "C"}])
+        assert second.failures is not None and second.failures[-1]["message"] == "bad file"
+        assert [(row.tokens, row.cost) for row in (each, first, second, third)] == [(0, 0), (500, 0), (0, 0), (700, 20)]
+        assert (last.status, details.compensations, details.workflow.usage) == ("running", [], None)
+        driver.fail("last")
+        await project()
+        driver.done("each[0]", undo=True)
+        details = await project()
+        assert [(row.step, row.place, row.item, row.status, row.undone_order) for row in details.compensations] == [
+            ("each[0]", 0, 0, "done", 1),
+            ("each[2]", 0, 2, "running", 2),
+            ("each[1]", 0, 1, "not_needed", None),
+            ("last", 1, None, "not_needed", None),
+        ]
+        ended = result_of(driver.done("each[2]", undo=True))
+        await world.append(world.topics.results, partition, out(WORKFLOW, ended))
+        # The stub, which says nothing of items.
+        await world.append(world.topics.checkpoints, partition, out(WORKFLOW, orjson.loads(driver.dumps()[WORKFLOW])))
+        await world.caught_up()
+    found = await fetch_rows(world.sql)
+    assert differences(expected_rows(WORKFLOW, ended, partition), found[WORKFLOW]) == []
+    shown = await queries.show_workflow(world.sql, WORKFLOW)
+    assert shown is not None
+    assert (shown.workflow.status, shown.workflow.usage) == (
+        "compensated",
+        {"attempts": 4, "tokens": 1_200, "cost": 20},
+    )
+    assert [row.status for row in shown.compensations] == ["done", "done", "not_needed", "not_needed"]
+    assert len(shown.steps) == 5
+
+
+async def test_a_thousand_items_come_in_their_order_and_the_next_checkpoint_changes_one(world: World) -> None:
+    partition = partition_of("w")
+    record = checkpoint(5, 1)
+    record["steps"][1]["items"] = [item(number) for number in range(ITEMS_MAX)]
+    later = checkpoint(6, 1)
+    later["steps"][1]["items"] = [
+        item(number, **({"tokens": 11} if number == 7 else {})) for number in range(ITEMS_MAX)
+    ]
+    async with world.projecting() as metrics:
+        await world.append(world.topics.checkpoints, partition, out("w", record))
+        await world.caught_up()
+        written = value_of(metrics.rows, table="step")
+        await world.append(world.topics.checkpoints, partition, out("w", later))
+        await world.caught_up()
+        assert (written, value_of(metrics.rows, table="step")) == (ITEMS_MAX + 4, ITEMS_MAX + 5)
+    found = await queries.show_workflow(world.sql, "w")
+    assert found is not None
+    assert [row.item for row in found.steps] == [None, None, *range(ITEMS_MAX), None, None]
+    assert found.steps[2 + 7].tokens == 11
+    assert differences(expected_rows("w", later, partition), (await fetch_rows(world.sql))["w"]) == []
 
 
 # --- what must not arrive, and in which order
@@ -563,6 +670,20 @@ async def test_a_stub_brings_the_end_and_takes_nothing_away(world: World) -> Non
     assert [step.status for step in found.steps] == ["done", "done", "running", "waiting"]
 
 
+async def test_a_stub_of_a_later_offset_leaves_what_only_the_result_had(world: World) -> None:
+    partition = partition_of("w")
+    async with world.projecting():
+        await world.append(world.topics.results, partition, out("w", result("w", 9)))
+        await world.caught_up()
+        await world.append(world.topics.checkpoints, partition, out("w", stub(11)))
+        await world.caught_up()
+    found = await queries.show_workflow(world.sql, "w")
+    assert found is not None
+    shown = found.workflow
+    assert (shown.at_offset, shown.output, shown.completeness) == (11, {"total": 12.5}, 1.0)
+    assert shown.usage == {"attempts": 4, "tokens": 1_200, "cost": 35}
+
+
 CHANGES: list[dict[str, Any]] = [
     {"status": "backing_off"},
     {"attempt": 7},
@@ -581,6 +702,8 @@ STEP_CHANGES = [
     {"output": {"ref": 7}},
     {"until_ms": T0 + 77},
     {"escalated": True},
+    {"tokens": 7},
+    {"cost": 10**14},
 ]
 
 
@@ -590,13 +713,19 @@ async def test_every_single_change_of_a_step_or_of_the_ledger_arrives(world: Wor
     def before(at_offset: int) -> dict[str, Any]:
         record = checkpoint(at_offset, 1, status="compensating")
         record["steps"][1]["undo"] = dict(undo)
+        record["steps"][2]["name"] = "charge-all"
+        record["steps"][2]["items"] = [{**item(0), "name": "charge-all[0]", "undo": dict(undo)}]
         return record
 
     changed: dict[str, dict[str, Any]] = {}
     for change in STEP_CHANGES:
         changed[f"step-{next(iter(change))}"] = record = before(6)
         record["steps"][1] |= change
+        changed[f"item-{next(iter(change))}"] = record = before(6)
+        record["steps"][2]["items"][0] |= change
     for change in CHANGES:
+        changed[f"item-undo-{next(iter(change))}"] = record = before(6)
+        record["steps"][2]["items"][0]["undo"] |= change
         changed[f"undo-{next(iter(change))}"] = record = before(6)
         record["steps"][1]["undo"] |= change
     changed["place"] = record = before(6)
@@ -617,9 +746,13 @@ async def test_an_id_that_is_used_again_keeps_nothing_of_its_earlier_run(world: 
     again["steps"] = again["steps"][:1]
     earlier = result("w", 9)
     earlier["steps"][0]["undo"] = {"status": "not_needed", "attempt": 0}
+    undone = {"status": "done", "attempt": 1, "order": 1}
+    earlier["steps"][1]["items"] = [item(number, undo=undone) for number in range(3)]
     async with world.projecting():
         await world.append(world.topics.results, partition, out("w", earlier))
         await world.caught_up()
+        assert await world.query("SELECT count(item), count(*) FROM steps") == [(3, 7)]
+        assert await world.query("SELECT count(item), count(*) FROM compensations") == [(3, 4)]
         await world.append(world.topics.checkpoints, partition, out("w", again))
         await world.caught_up()
         found = await fetch_rows(world.sql)
@@ -850,7 +983,7 @@ async def test_many_migrate_at_once_and_one_does_it(world: World) -> None:
     await asyncio.gather(*(sql.migrate() for sql in many))
     await asyncio.gather(*(sql.close() for sql in many))
     assert await world.query("SELECT version, name FROM schema_migrations ORDER BY 1") == [
-        (1, "tables"), (2, "views"), (3, "people"),
+        (1, "tables"), (2, "views"), (3, "people"), (4, "items"),
     ]  # fmt: skip
 
 
@@ -899,6 +1032,42 @@ async def test_a_database_of_version_2_keeps_its_rows_and_what_was_built_on_its_
     assert row.created_at.timestamp() == T0 / 1000
     assert await queries.reviews(world.sql, open_only=True) == []
     assert await world.query("SELECT * FROM built") == [("w/pay/task", "running")]
+
+
+async def test_a_database_of_version_3_keeps_its_rows_and_gains_the_items_with_the_next_record(world: World) -> None:
+    async with world.sql.transaction() as transaction:
+        await migrate(transaction, world.sql.schema, world.topics.prefix, load_migrations()[:3])
+    at, partition = f"to_timestamp({T0 // 1000})", partition_of("w")
+    await world.query(
+        "INSERT INTO workflow (workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at)"
+        f" VALUES ('w', 'order', 'd', 'compensating', false, {partition}, 3, 2, {at}, {at});"
+        "INSERT INTO step (workflow_id, step, place, status, attempt, unknown, failed_attempts)"
+        " VALUES ('w', 'reserve', 0, 'done', 1, false, 0), ('w', 'charge', 1, 'running', 1, false, 0);"
+        "INSERT INTO compensation (workflow_id, step, place, status, attempt, failed_attempts)"
+        " VALUES ('w', 'reserve', 0, 'pending', 0, 0);"
+        "CREATE VIEW built AS SELECT w.status, s.step, c.status AS undone FROM workflows w JOIN steps s USING (workflow_id)"
+        " LEFT JOIN compensations c USING (workflow_id, step)"
+    )
+    await world.sql.migrate()
+    found = await queries.show_workflow(world.sql, "w")
+    assert found is not None and found.workflow.usage is None
+    assert [(row.step, row.item, row.tokens, row.cost) for row in found.steps] == [
+        ("reserve", None, 0, 0), ("charge", None, 0, 0),
+    ]  # fmt: skip
+    assert [(row.step, row.item) for row in found.compensations] == [("reserve", None)]
+    record = checkpoint(9, 1, status="compensating")
+    record["steps"][1]["items"] = [item(0), item(1, undo={"status": "running", "attempt": 1, "order": 1})]
+    async with world.projecting():
+        await world.append(world.topics.checkpoints, partition, out("w", record))
+        await world.caught_up()
+    found = await queries.show_workflow(world.sql, "w")
+    assert found is not None
+    assert [(row.step, row.tokens) for row in found.steps][:4] == [
+        ("reserve", 0), ("charge", 0), ("charge[0]", 10), ("charge[1]", 10),
+    ]  # fmt: skip
+    assert await world.query("SELECT step, undone FROM built WHERE undone IS NOT NULL ORDER BY step") == [
+        ("charge[1]", "running"), ("reserve", "pending"),
+    ]  # fmt: skip
 
 
 async def test_a_schema_belongs_to_one_prefix_and_two_prefixes_to_two_schemas(world: World) -> None:

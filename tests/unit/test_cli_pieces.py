@@ -205,6 +205,18 @@ def test_why_says_what_went_wrong_and_who_has_to_look() -> None:
     ]
 
 
+def test_why_names_the_items_of_a_step_that_maps_and_not_the_step() -> None:
+    found = workflow()
+    running = {"status": "running", "agent": "ocr", "attempt": 1}
+    found["steps"] = [
+        {"step": "each", **running},
+        {"step": "each[0]", **running},
+        {"step": "each[1]", "status": "done"},
+    ]
+
+    assert why(found) == ["each[0] waits for agent ocr, attempt 1"]
+
+
 def test_why_says_what_people_have_to_do_with_it() -> None:
     found = workflow(
         paused={"who": "ana", "reason": "a call", "at_ms": 1_500}, signals=[{"name": "paid", "at_ms": 2_000}]

@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from sagalog.engine.kernel.effects import Finished
+from sagalog.engine.runtime import outputs
 from sagalog.engine.runtime.gate import CircuitView
 from sagalog.engine.runtime.metrics import EngineMetrics
 from sagalog.engine.runtime.workflows import WorkflowMachine
@@ -191,3 +193,15 @@ def test_a_timer_that_came_too_early_is_set_again_by_how_much_it_was() -> None:
 
 def _timer(document: Any) -> tuple[bytes, Headers]:
     return orjson.dumps(document), [("ce_type", b"sagalog.timer-fired.v1"), ("ce_id", b"timer")]
+
+
+def test_a_result_that_is_too_large_gives_up_the_outputs_of_steps_and_items_first() -> None:
+    item = {"name": "each[0]", "status": "done", "attempt": 1, "output": "x" * 600_000}
+    step = {"name": "each", "status": "done", "attempt": 1, "items": [item, {**item, "name": "each[1]"}]}
+    record: Any = {"workflow_id": "w1", "status": "completed", "steps": [step], "input": "in", "output": "out"}
+
+    sent = orjson.loads(outputs.result(Finished(record)).value or b"")
+
+    assert sent["shortened"] == ["steps"]
+    assert (sent["input"], sent["output"]) == ("in", "out")
+    assert [list(found) for found in sent["steps"][0]["items"]] == [["name", "status", "attempt"]] * 2
