@@ -55,7 +55,11 @@ class UndoRecord(TypedDict):
     finished_ms: NotRequired[int]
     retry_at_ms: NotRequired[int]
     tried_before: NotRequired[int]
-    """Attempts before an operator had it tried anew."""
+    """Attempts that count no more: before an operator had it tried anew, or of the agent before."""
+    turn: NotRequired[int]
+    """Which of the agents that may have done the step is undoing it, if not the first."""
+    failed: NotRequired[bool]
+    """One of those before could not undo it."""
     failed_attempts: NotRequired[int]
     failures: NotRequired[list[FailureRecord]]
 
@@ -86,6 +90,8 @@ class StepRecord(TypedDict):
     """What its attempts at executing used, as their agents said."""
     unknown: NotRequired[bool]
     """An attempt timed out, was lost or answered nonsense: it may have had its effect."""
+    suspects: NotRequired[list[str]]
+    """The agents of those attempts."""
     stand_in: NotRequired[str]
     """Whose the output is, if not the step's own: `default`, `fallback`, `fallback:<agent>`, `operator`, or `items` (some
     items of a map are missing)."""

@@ -121,7 +121,8 @@ def refused(state: WorkflowState, plan: Plan, event: AttemptRefused, effects: li
     failure = _failure(state, FailureKind.CIRCUIT_OPEN, message, event)
     note_failure(state, step.failures, failure)
     step.failed_attempts += 1
-    step.unknown = step.unknown or event.maybe_sent
+    if event.maybe_sent:
+        _suspect(step, spec)
     if state.status is WorkflowStatus.COMPENSATING:
         drop_step(state, plan, step, effects)
     elif spec.when_open is WhenOpen.FALL_BACK:
@@ -202,7 +203,8 @@ def _step_failed(
     kind = FailureKind(failure["kind"])
     note_failure(state, step.failures, failure)
     step.failed_attempts += 1
-    step.unknown = step.unknown or kind in UNKNOWN_OUTCOME
+    if kind in UNKNOWN_OUTCOME:
+        _suspect(step, spec)
     if state.status is WorkflowStatus.COMPENSATING:
         drop_step(state, plan, step, effects)
         return
@@ -266,6 +268,14 @@ def _undo_failed(
 
 
 # --- helpers
+
+
+def _suspect(step: StepState, spec: PlanStep) -> None:
+    """Nobody can say whether the present agent did it."""
+    step.unknown = True
+    agent = step.agent or spec.agent
+    if agent not in step.suspects:
+        step.suspects.append(agent)
 
 
 def _output_problem(state: WorkflowState, spec: PlanStep, step: StepState, output: Any, size: int) -> str | None:

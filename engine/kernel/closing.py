@@ -139,10 +139,22 @@ def _review(state: WorkflowState, kind: str, reason: str, step: str | None, deta
     return record
 
 
-def undo_agent(step: StepState, spec: PlanStep) -> str:
-    """Who undoes a step: the agent that the definition names for it, else the one that did it (which may be the fallback)."""
+def undo_agents(step: StepState, spec: PlanStep) -> list[str]:
+    """Who undoes a step, one after the other: the agent that the definition names for it, else whoever did it or may have."""
     assert spec.compensate is not None
-    return spec.compensate.agent or step.agent or spec.agent
+    if spec.compensate.agent is not None:
+        return [spec.compensate.agent]
+    present = step.agent or spec.agent
+    did_it = step.status is StepStatus.DONE or (step.stand_in or "").startswith("fallback:")
+    # The newest first, as everywhere: a fallback agent, then those of which nobody can say whether they did it before.
+    found = dict.fromkeys([*([present] if did_it else ()), *reversed(step.suspects)])
+    return list(found) or [present]
+
+
+def undo_agent(step: StepState, spec: PlanStep) -> str:
+    """Who is undoing a step, or is to begin."""
+    agents = undo_agents(step, spec)
+    return agents[step.undo.turn if step.undo is not None else 0]
 
 
 # --- the end

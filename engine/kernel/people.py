@@ -25,7 +25,7 @@ from sagalog.schemas.records import FailureRecord, SignalRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
 from . import control, waits
-from .closing import close_review, dead_letter, move_step_to, note_failure
+from .closing import close_review, dead_letter, move_step_to, note_failure, undo_agents
 from .effects import Effect, Ignored, Reason
 from .plan import Plan, PlanStep
 from .progress import dispatch_undo, end_step, end_undo, fail_step, give_up, past_pivot, proceed
@@ -228,10 +228,10 @@ def _decide_undo(
     undo = step.undo
     if undo is None or undo.status is not UndoStatus.HELD or state.status is not WorkflowStatus.COMPENSATING:
         return Reason.NOT_WAITED_FOR
+    if state.paused is not None and (event.decision is Decision.RETRY or undo.turn + 1 < len(undo_agents(step, spec))):
+        return Reason.NOT_POSSIBLE  # it would begin something
     match event.decision:
         case Decision.RETRY:
-            if state.paused is not None:
-                return Reason.NOT_POSSIBLE
             _close_undo(state, spec.name_of(step), event, effects)
             undo.tried_before = undo.attempt
             dispatch_undo(state, plan, step, effects)

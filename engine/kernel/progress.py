@@ -33,6 +33,7 @@ from .closing import (
     note_failure,
     review,
     undo_agent,
+    undo_agents,
 )
 from .effects import Dispatch, Effect, Moved
 from .plan import Plan, PlanStep
@@ -305,12 +306,23 @@ def undo_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch
 def end_undo(
     state: WorkflowState, plan: Plan, step: StepState, after: UndoStatus, trigger: str, effects: list[Effect]
 ) -> None:
-    """An undoing has ended, well or not; the next one follows."""
-    assert step.undo is not None
-    before = step.undo.status
-    undo = move_undo(step, after)
+    """An agent's undoing has ended, well or not: the next agent that may have done the step follows, or the next step."""
+    undo = step.undo
+    spec = plan.steps[step.index]
+    assert undo is not None
+    if undo.turn + 1 < len(undo_agents(step, spec)):
+        undo.failed = undo.failed or after is UndoStatus.FAILED
+        undo.turn += 1
+        undo.tried_before = undo.attempt
+        if state.paused is None:
+            dispatch_undo(state, plan, step, effects)
+        else:
+            back_off_undo(state, spec, step, NEVER - state.now_ms, effects)
+        return
+    before, after = undo.status, UndoStatus.FAILED if undo.failed else after
+    move_undo(step, after)
     undo.finished_ms = state.now_ms
-    effects.append(_moved_undo(state, plan.steps[step.index].name_of(step), before, after, trigger, undo.attempt))
+    effects.append(_moved_undo(state, spec.name_of(step), before, after, trigger, undo.attempt))
     undo_next(state, plan, effects)
 
 
@@ -328,7 +340,7 @@ def _to_undo(step: StepState, plan: Plan) -> bool:
     if spec.compensate is None or (spec.resolve_items is not None and step.item < 0):
         return False  # what a step that maps or repeats did, its items did
     # A step whose outcome is unknown may have had its effect: it is undone like one that is known to have had it. What a
-    # fallback agent did in its place has to be undone, too; a default or a constant did nothing.
+    # fallback agent did in its place has to be undone, too (`undo_agents`); a default or a constant did nothing.
     by_fallback = step.stand_in is not None and step.stand_in.startswith("fallback:")
     return step.status is StepStatus.DONE or step.unknown or by_fallback
 

@@ -137,6 +137,7 @@ UNDO_MOVES: Final[frozenset[tuple[UndoStatus | None, UndoStatus]]] = frozenset(
         (_U.RUNNING, _U.BACKING_OFF),
         (_U.RUNNING, _U.FAILED),
         (_U.BACKING_OFF, _U.RUNNING),
+        (_U.RUNNING, _U.RUNNING),  # straight on to the next agent that may have done it
         (_U.RUNNING, _U.HELD),
         (_U.HELD, _U.RUNNING),
         (_U.HELD, _U.DONE),
@@ -158,7 +159,11 @@ class UndoState:
     retry_at_ms: int = NEVER
     failed_attempts: int = 0
     tried_before: int = 0
-    """Attempts before an operator had it tried anew."""
+    """Attempts that count no more: before an operator had it tried anew, or of the agent before."""
+    turn: int = 0
+    """Which of the agents that may have done the step is undoing it."""
+    failed: bool = False
+    """One of those before could not undo it."""
     failures: list[FailureRecord] = field(default_factory=list)
 
 
@@ -181,6 +186,8 @@ class StepState:
     """Of a step that awaits something: when it wakes, or has waited long enough."""
     escalated: bool = False
     unknown: bool = False
+    suspects: list[str] = field(default_factory=list)
+    """Agents of which nobody can say whether they did it."""
     stand_in: str | None = None
     fell_back: int = 0
     """How many of its fallbacks have had their turn."""
@@ -355,6 +362,7 @@ def _dump_step(step: StepState, spec: PlanStep) -> StepRecord:
         record["escalated"] = True
     if step.unknown:
         record["unknown"] = True
+        record["suspects"] = list(step.suspects)
     if step.stand_in is not None:
         record["stand_in"] = step.stand_in
     if step.fell_back:
@@ -389,7 +397,7 @@ def _from_items(step: StepState) -> bool:
 
 def _dump_undo(undo: UndoState) -> UndoRecord:
     record: dict[str, Any] = {"status": undo.status, "attempt": undo.attempt}
-    for key in ("order", "started_ms", "finished_ms", "tried_before"):
+    for key in ("order", "started_ms", "finished_ms", "tried_before", "turn", "failed"):
         if value := getattr(undo, key):
             record[key] = value
     if undo.retry_at_ms != NEVER:
@@ -449,6 +457,7 @@ def _restore_step(index: int, record: dict[str, Any], item: int = -1) -> StepSta
         until_ms=record.get("until_ms", NEVER),
         escalated=record.get("escalated", False),
         unknown=record.get("unknown", False),
+        suspects=record.get("suspects", []),
         stand_in=record.get("stand_in"),
         fell_back=record.get("fell_back", 0),
         since_ms=record.get("since_ms", record.get("started_ms", 0)),
@@ -476,6 +485,8 @@ def _restore_undo(record: dict[str, Any]) -> UndoState:
         retry_at_ms=record.get("retry_at_ms", NEVER),
         failed_attempts=record.get("failed_attempts", 0),
         tried_before=record.get("tried_before", 0),
+        turn=record.get("turn", 0),
+        failed=record.get("failed", False),
         failures=record.get("failures", []),
     )
 

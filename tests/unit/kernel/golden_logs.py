@@ -125,11 +125,13 @@ def compensation_fails(d: Driver) -> None:
 
 
 def unknown_outcome(d: Driver) -> None:
-    d.register(saga(step("a", compensate={}, retry=ONCE), step("b")))
+    d.register(saga(step("a", compensate={}, retry=ONCE, fallback={"agent": "other"}), step("b", "a", retry=ONCE)))
     d.start("saga")
     d.lose("a")
-    d.done("b")
-    d.done("a", undo=True)
+    d.done("a", "by other", attempt=2)
+    d.fail("b")
+    d.fail("a", FailureKind.TERMINAL, undo=True)
+    d.done("a", attempt=2, undo=True)
 
 
 def degraded(d: Driver) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sagalog.engine.kernel.state import NEVER
 from sagalog.schemas.definitions import fields, from_input, from_step
 from sagalog.schemas.errors import InvalidDefinition
-from sagalog.schemas.events import Decision, FailureKind, Timer
+from sagalog.schemas.events import Action, Decision, FailureKind, Timer
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import FAILURE_DETAILS_BYTES_MAX
 
@@ -772,3 +772,84 @@ def test_a_required_step_that_delivers_is_no_matter() -> None:
 def test_what_is_required_must_be_a_step() -> None:
     with pytest.raises(InvalidDefinition, match="required: names 'x', which is no step"):
         saga(step("a"), required=("x",))
+
+
+# --- an agent of which nobody knows, and the fallback that stood in for it
+
+
+def doubted(**more: Any) -> Driver:
+    """`a` timed out at its own agent, its fallback did it, and then the workflow stopped."""
+    driver = Driver(
+        saga(
+            step("a", retry=ONCE, fallback={"agent": "other"}, compensate={"retry": ONCE, **more}),
+            step("b", "a", retry=ONCE),
+        ),
+        round_trip=True,
+    )
+    driver.start("saga")
+    driver.fail("a", FailureKind.TIMEOUT)
+    driver.done("a", "by other", attempt=2)
+    return driver
+
+
+def test_both_are_asked_to_undo_it_the_fallback_first() -> None:
+    driver = doubted()
+
+    first = driver.fail("b")
+    second = driver.done("a", undo=True)
+    ended = driver.done("a", attempt=2, undo=True)
+
+    assert "send a/1/compensate to other" in shown(first)
+    assert "undo a running -> running by dispatched" in shown(second) and "send a/2/compensate" in shown(second)
+    assert result(ended)["status"] == "compensated"
+
+
+def test_what_one_of_them_cannot_undo_is_said_and_the_other_is_asked_all_the_same() -> None:
+    driver = doubted()
+    driver.fail("b")
+
+    failed = driver.fail("a", undo=True)
+
+    assert commands(failed) == ["a/2/compensate"] and len(dead_letters(failed)) == 1
+    ended = result(driver.done("a", attempt=2, undo=True))
+    assert ended["status"] == "compensation_failed"
+    assert ended["steps"][0]["undo"]["status"] == "failed"
+
+
+def test_an_agent_that_the_definition_names_undoes_for_both() -> None:
+    driver = doubted(agent="undoer")
+
+    assert "send a/1/compensate to undoer" in shown(driver.fail("b"))
+    assert result(driver.done("a", undo=True))["status"] == "compensated"
+
+
+def test_in_a_pause_the_second_one_waits() -> None:
+    driver = doubted()
+    driver.fail("b")
+    driver.act(Action.PAUSE)
+
+    assert commands(driver.done("a", undo=True)) == []
+    assert driver.wait(60_000) == []
+    assert commands(driver.act(Action.RESUME)) == ["a/2/compensate"]
+
+
+def test_a_held_undoing_of_the_first_leads_to_the_second() -> None:
+    driver = doubted(when_failed="review")
+    driver.fail("b")
+    driver.fail("a", undo=True)
+    driver.act(Action.PAUSE)
+    assert ignored(driver.decide("a", Decision.SKIP, undo=True)) == "not_possible"
+    driver.act(Action.RESUME)
+
+    assert commands(driver.decide("a", Decision.SKIP, undo=True)) == ["a/2/compensate"]
+    assert result(driver.done("a", attempt=2, undo=True))["status"] == "compensated"
+
+
+def test_after_a_constant_stood_in_the_agent_of_which_nobody_knows_is_asked() -> None:
+    driver = Driver(
+        saga(step("a", retry=ONCE, fallback={"value": 0}, compensate={}), step("b", "a", retry=ONCE)), round_trip=True
+    )
+    driver.start("saga")
+    driver.lose("a")
+
+    assert "send a/1/compensate" in shown(driver.fail("b"))

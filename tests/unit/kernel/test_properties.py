@@ -439,9 +439,12 @@ def leaves(record: ResultRecord) -> list[StepRecord]:
 
 
 def check_who_undoes(definition: Definition, record: ResultRecord, effects: list[Effect]) -> None:
-    """The agent that the compensation names, else the one that was asked last to do it."""
+    """The agent that the compensation names, else those that were asked to do it: each that may have, once."""
     specs = {step.name: step for step in definition.steps}
     asked: dict[str, str] = {}
+    who: dict[str, list[str | None]] = {
+        leaf["name"]: [specs[split_item(leaf["name"])[0]].agent] for leaf in leaves(record)
+    }
     for effect in effects:
         if not isinstance(effect, Dispatch):
             continue
@@ -451,9 +454,10 @@ def check_who_undoes(definition: Definition, record: ResultRecord, effects: list
             assert spec.agent is not None
             assert command.agent in (spec.agent, *(fallback.agent for fallback in fallbacks_of(spec)))
             asked[command.step] = command.agent
+            who.setdefault(command.step, []).append(command.agent)
         else:
             assert spec.compensate is not None
-            assert command.agent == (spec.compensate.agent or asked.get(command.step, spec.agent))
+            assert command.agent in (spec.compensate.agent, *([] if spec.compensate.agent else who[command.step]))
         assert command.service == (spec.service if command.agent == spec.agent else None)
     for found in leaves(record):
         if found.get("fell_back_after", 0) == found["attempt"]:
