@@ -317,7 +317,8 @@ class Worker:
     def _give_up(self, job: Job, deliveries: int) -> None:
         message = f"delivered {deliveries} times without an answer; the handler probably kills its process"
         logger.error("agent %s: %s was %s", self.agent.name, job.command.command_id, message)
-        self._runner.refuse(job, FailureKind.TERMINAL, message, "DeliveredTooOften")
+        # Each time it may have done its work before it took the host with it.
+        self._runner.refuse(job, FailureKind.UNKNOWN, message, "DeliveredTooOften")
 
     # --- answers
 

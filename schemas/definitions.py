@@ -111,7 +111,7 @@ class FallbackOn(StrEnum):
     ERROR = "error"
     """`retryable` with no attempt left, `terminal`, `invalid_input`."""
     TIMEOUT = "timeout"
-    """`timeout`, `lost`."""
+    """`timeout`, `lost`, `unknown_outcome`."""
     INVALID_OUTPUT = "invalid_output"
     REFUSAL = "refusal"
     CIRCUIT_OPEN = "circuit_open"

@@ -30,6 +30,8 @@ class FailureKind(StrEnum):
     TERMINAL = "terminal"
     TIMEOUT = "timeout"
     LOST = "lost"
+    UNKNOWN = "unknown_outcome"
+    """Nobody can say whether it had its effect, and trying again would do harm: it kept killing its host."""
     INVALID_INPUT = "invalid_input"
     INVALID_OUTPUT = "invalid_output"
     REFUSAL = "refusal"
@@ -46,12 +48,15 @@ class FailureKind(StrEnum):
 RETRIED: Final = frozenset({FailureKind.RETRYABLE, FailureKind.TIMEOUT, FailureKind.LOST, FailureKind.INVALID_OUTPUT})
 REPORTED: Final = RETRIED | {
     FailureKind.TERMINAL,
+    FailureKind.UNKNOWN,
     FailureKind.INVALID_INPUT,
     FailureKind.REFUSAL,
     FailureKind.REVIEW_NEEDED,
 }
 """What an agent may report; anything else it says counts as terminal."""
-UNKNOWN_OUTCOME: Final = frozenset({FailureKind.TIMEOUT, FailureKind.LOST, FailureKind.INVALID_OUTPUT})
+UNKNOWN_OUTCOME: Final = frozenset(
+    {FailureKind.TIMEOUT, FailureKind.LOST, FailureKind.UNKNOWN, FailureKind.INVALID_OUTPUT}
+)
 """After these the agent may have done it (with an invalid output it surely ran): a compensation must assume that it did."""
 
 SERVICE_FAULTS: Final = frozenset({FailureKind.RETRYABLE, FailureKind.TIMEOUT, FailureKind.LOST})

@@ -22,6 +22,7 @@ _ON: Final = {
     FailureKind.INVALID_INPUT: FallbackOn.ERROR,
     FailureKind.TIMEOUT: FallbackOn.TIMEOUT,
     FailureKind.LOST: FallbackOn.TIMEOUT,
+    FailureKind.UNKNOWN: FallbackOn.TIMEOUT,
     FailureKind.INVALID_OUTPUT: FallbackOn.INVALID_OUTPUT,
     FailureKind.REFUSAL: FallbackOn.REFUSAL,
     FailureKind.CIRCUIT_OPEN: FallbackOn.CIRCUIT_OPEN,

@@ -774,6 +774,13 @@ def test_what_is_required_must_be_a_step() -> None:
         saga(step("a"), required=("x",))
 
 
+def test_what_kept_killing_its_host_is_not_tried_again_and_is_undone() -> None:
+    driver = Driver(saga(step("a", compensate={})))
+    driver.start("saga")
+
+    assert commands(driver.fail("a", FailureKind.UNKNOWN)) == ["a/1/compensate"]
+
+
 # --- an agent of which nobody knows, and the fallback that stood in for it
 
 

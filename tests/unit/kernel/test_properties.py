@@ -36,6 +36,7 @@ KINDS = [
     FailureKind.INVALID_INPUT,
     FailureKind.REVIEW_NEEDED,
     FailureKind.REFUSAL,
+    FailureKind.UNKNOWN,
 ]
 AWAITED: list[dict[str, Any]] = [
     {"sleep": {"ms": 500}},
@@ -429,7 +430,7 @@ def may_have_had_an_effect(step: StepRecord, spec: Step) -> bool:
     """By the step's own agent or by its fallback: it did it, or nobody can say that it did not."""
     # Of a wait that timed out nobody was asked to do anything.
     failures = step.get("failures", []) if spec.agent is not None else []
-    unsaid = {failure["kind"] for failure in failures} & {"timeout", "lost", "invalid_output"}
+    unsaid = {failure["kind"] for failure in failures} & {"timeout", "lost", "unknown_outcome", "invalid_output"}
     return step["status"] == "done" or step.get("stand_in", "").startswith("fallback:") or bool(unsaid)
 
 

@@ -1,0 +1,171 @@
+"""What the command line does: many seeds on all cores, one seed with its trace, all planted bugs."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import multiprocessing
+import statistics
+import time
+import traceback
+from argparse import Namespace
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final
+
+from .harness import Outcome, run, run_plan
+from .plan import Plan, plan_of
+from .planted import BUGS
+from .shrink import shrink
+
+TRACE_LINES: Final = 40
+LINE_CHARS: Final = 240
+AHEAD_PER_JOB: Final = 3
+RUNS_PER_WORKER: Final = 200
+"""A worker is replaced after so many runs: what a run leaves behind cannot gather for hours."""
+
+
+def simulate(arguments: Namespace) -> int:
+    started_s = time.monotonic()
+    until_s = started_s + 3_600 * arguments.hours if arguments.hours is not None else None
+    work = partial(_run, plant=arguments.plant, as_is=arguments.as_is)
+    statuses: Counter[str] = Counter()
+    checkers: Counter[str] = Counter()
+    failed: list[int] = []
+    seeds = workflows = steps = 0
+    wall_s = longest_s = 0.0
+    with _pool(arguments.jobs) as pool:
+        for outcome in _each(pool, work, _seeds(arguments.first, arguments.seeds, until_s), arguments.jobs):
+            seeds += 1
+            workflows += outcome.workflows
+            steps += outcome.steps
+            wall_s += outcome.wall_s
+            longest_s = max(longest_s, outcome.simulated_s)
+            statuses += outcome.statuses
+            if outcome.failed:
+                failed.append(outcome.seed)
+                checkers.update({checker for checker, _ in outcome.problems})
+                _show(outcome, arguments)
+    took_s = time.monotonic() - started_s
+    print(", ".join(f"{count} {status}" for status, count in statuses.most_common()))
+    print(
+        f"{workflows:,} workflows and {steps:,} steps in {took_s:.1f} s: "
+        f"{workflows / max(wall_s, 1e-9):,.0f} workflows per second per core; the longest run simulated {longest_s:.0f} s"
+    )
+    if failed:
+        print("by checker: " + ", ".join(f"{checker} {count}" for checker, count in checkers.most_common()))
+        print("failed seeds: " + ", ".join(map(str, sorted(failed))))
+    print(f"{seeds} seeds, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+def replay(arguments: Namespace) -> int:
+    plan = plan_of(arguments.seed)
+    again = partial(run_plan, plant=arguments.plant, as_is=arguments.as_is)
+    outcome = again(plan)
+    if arguments.shrink and outcome.failed:
+        plan, outcome = shrink(plan, outcome, again)
+    _show_plan(plan)
+    for line in outcome.trace[-arguments.lines :]:
+        print(line[:LINE_CHARS])
+    print(
+        f"{outcome.workflows} workflows, {outcome.steps:,} steps, {outcome.simulated_s:.1f} s simulated in {outcome.wall_s:.2f} s"
+    )
+    print(f"fingerprint {outcome.fingerprint}")
+    for checker, problem in outcome.problems:
+        print(f"{checker}: {problem}")
+    return 1 if outcome.failed else 0
+
+
+def planted(arguments: Namespace) -> int:
+    names = arguments.bugs or list(BUGS)
+    unknown = [name for name in names if name not in BUGS]
+    if unknown:
+        print(f"unknown: {', '.join(unknown)}; the bugs are {', '.join(BUGS)}")
+        return 2
+    needed: dict[str, int] = {}
+    with _pool(arguments.jobs) as pool:
+        for name in names:
+            started_s = time.monotonic()
+            found = _find(pool, name, arguments.seeds, arguments.jobs)
+            took_s = time.monotonic() - started_s
+            if found is None:
+                print(f"{name:34} not found in {arguments.seeds} seeds ({took_s:.0f} s)", flush=True)
+            else:
+                needed[name] = found.seed
+                by = ", ".join(dict.fromkeys(checker for checker, _ in found.problems))
+                print(f"{name:34} {found.seed:5} seeds ({took_s:.0f} s)  {by}", flush=True)
+    if needed:
+        print(f"median: {statistics.median(needed.values()):g} seeds")
+    print(f"found {len(needed)} of {len(names)}")
+    return 0 if len(needed) == len(names) else 1
+
+
+def _find(pool: Any, name: str, seeds: int, jobs: int) -> Outcome | None:
+    """The first seed, in their order, that shows the bug."""
+    work = partial(_run, plant=name, as_is=False)
+    for outcome in _each(pool, work, _seeds(1, seeds, None), jobs):
+        # A seed that fails without the bug, too, has found something else.
+        if outcome.failed and not pool.apply(_run, (outcome.seed,), {"plant": None, "as_is": False}).failed:
+            return outcome
+    return None
+
+
+def _each(pool: Any, work: Callable[[int], Outcome], seeds: Iterator[int], jobs: int) -> Iterator[Outcome]:
+    """Outcomes in the order of their seeds. Only a few are under way: the pool's own `imap` would take all seeds at once."""
+    under_way: deque[Any] = deque()
+    for seed in seeds:
+        under_way.append(pool.apply_async(work, (seed,)))
+        if len(under_way) >= AHEAD_PER_JOB * jobs:
+            yield under_way.popleft().get()
+    while under_way:
+        yield under_way.popleft().get()
+
+
+def _seeds(first: int, count: int, until_s: float | None) -> Iterator[int]:
+    for seed in itertools.count(first):
+        if seed >= first + count and (until_s is None or time.monotonic() > until_s):
+            return
+        yield seed
+
+
+def _pool(jobs: int) -> Any:
+    return multiprocessing.get_context("fork").Pool(jobs, initializer=_settle, maxtasksperchild=RUNS_PER_WORKER)
+
+
+def _settle() -> None:
+    """What is imported stays: the collector need not look at it after every run."""
+    gc.collect()
+    gc.freeze()
+
+
+def _run(seed: int, *, plant: str | None, as_is: bool) -> Outcome:
+    try:
+        outcome = run(seed, plant=plant, as_is=as_is)
+    except Exception:  # noqa: BLE001 - a run that breaks is a run that failed, and the next ones go on
+        outcome = Outcome(seed, [("harness", traceback.format_exc())], 0, Counter(), 0, 0.0, 0.0, "")
+    if not outcome.failed:
+        outcome.trace = []
+    return outcome
+
+
+def _show(outcome: Outcome, arguments: Namespace) -> None:
+    options = (f" --plant {arguments.plant}" if arguments.plant else "") + (" --as-is" if arguments.as_is else "")
+    print(f"--- seed {outcome.seed} failed")
+    for line in outcome.trace[-TRACE_LINES:]:
+        print(line[:LINE_CHARS])
+    for checker, problem in outcome.problems:
+        print(f"{checker}: {problem}")
+    print(f"replay: scripts/test replay {outcome.seed}{options}", flush=True)
+
+
+def _show_plan(plan: Plan) -> None:
+    print(
+        f"seed {plan.seed}: {plan.partitions} partitions, {plan.engines} engines, {plan.hosts} hosts, "
+        f"{len(plan.starts)} workflows, {plan.chaos_ms} ms, {plan.rates}"
+    )
+    if plan.log_faults:
+        print(f"log: {plan.log_faults}")
+    for fault in plan.faults:
+        print(f"  {fault}")

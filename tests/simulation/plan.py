@@ -1,0 +1,278 @@
+"""What a seed means: the cluster, the workflows, the faults. A plan is data, so that a shrinker can leave parts of it out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from sagalog.schemas.definitions import Definition
+from sagalog.topics.simulated import Request
+from sagalog.topics.simulated.faults import FAILING
+
+from .definitions import BANK, SIGNALS, random_definitions
+
+CHAOS_MS_MAX: Final = 20_000
+WORKFLOWS_MAX: Final = 120
+ACCOUNTS: Final = 5
+BALANCE: Final = 100
+
+
+class Kind(StrEnum):
+    """What is done to the cluster, and when it ends of itself."""
+
+    KILL = "kill"
+    """Of a process, at once or after some more of its steps; started again after `for_ms`."""
+    FREEZE = "freeze"
+    """For `for_ms`: longer than the session makes a zombie of it."""
+    STOP = "stop"
+    """In good order; started again after `for_ms`."""
+    OUTAGE = "outage"
+    """The brokers are away for `for_ms`."""
+    CLOCK_STEP = "clock_step"
+    """The wall clock of a machine moves by `amount` milliseconds."""
+    DRIFT = "drift"
+    """The clocks of a machine run by `amount` percent too fast, for `for_ms`."""
+    JOIN = "join"
+    """One engine more, for `for_ms`: everything is handed out anew, twice."""
+    COMPACT = "compact"
+    """The cleaner runs over the compacted topics."""
+    SERVICE_DOWN = "service_down"
+    """An external service fails every call, for `for_ms`."""
+    REPLAY = "replay"
+    """`amount` records of the events topic come a second time: answers, timers, starts, claims."""
+    FORGE = "forge"
+    """Somebody answers `amount` commands that are not theirs: a wrong token."""
+    GARBAGE = "garbage"
+    """`amount` records that cannot be read, or belong to no workflow."""
+    STORM = "storm"
+    """The engines' group is told `amount` times to join anew, and now and then that its members' sessions are over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    at_ms: int
+    kind: Kind
+    target: str = ""
+    """A machine (`engine-0`, `host-1`) or a service."""
+    for_ms: int = 0
+    amount: int = 0
+    """Steps before a kill, milliseconds of a clock's step, percent of drift, records of a replay."""
+
+    def __str__(self) -> str:
+        parts = [f"{self.at_ms} ms: {self.kind}", self.target]
+        if self.for_ms:
+            parts.append(f"for {self.for_ms} ms")
+        if self.amount:
+            parts.append(f"({self.amount})")
+        return " ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One workflow."""
+
+    workflow_id: str
+    definition: str
+    input: Any
+    at_ms: int
+    deadline_ms: int | None = None
+    cancel_at_ms: int | None = None
+    pause_at_ms: int | None = None
+    resume_at_ms: int | None = None
+    terminate_at_ms: int | None = None
+    signals: tuple[tuple[int, str], ...] = ()
+    """(when, which); some come too early, some twice, some never."""
+    again: bool = False
+    """Started a second time, a moment later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """How agents misbehave, per hundred attempts."""
+
+    retryable: int = 0
+    terminal: int = 0
+    review: int = 0
+    hang: int = 0
+    """The handler never answers; half of them after the effect."""
+    slow: int = 0
+    """The answer comes around the timeout."""
+    garbage: int = 0
+    """What it returns breaks the step's schema, after the effect."""
+    die: int = 0
+    """The host dies; half of them after the effect, one in ten of them every time."""
+    undo_terminal: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run."""
+
+    seed: int
+    partitions: int
+    engines: int
+    hosts: int
+    chaos_ms: int
+    shuffled: bool
+    rates: Rates
+    definitions: tuple[Definition, ...]
+    starts: tuple[Start, ...]
+    faults: tuple[Fault, ...]
+    log_faults: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the simulated Kafka's `Faults`."""
+
+
+def plan_of(seed: int) -> Plan:
+    """The plan of a seed. One in eight is without faults, and one in eight without misbehaving agents."""
+    rng = random.Random(seed)
+    chaos_ms = rng.randint(3_000, CHAOS_MS_MAX)
+    engines = rng.randint(1, 3)
+    hosts = rng.randint(1, 3)
+    calm = rng.random() < 0.125
+    polite = rng.random() < 0.125
+    definitions = (BANK, *random_definitions(rng, rng.randint(1, 3)))
+    return Plan(
+        seed=seed,
+        partitions=rng.randint(2, 4),
+        engines=engines,
+        hosts=hosts,
+        chaos_ms=chaos_ms,
+        shuffled=rng.random() < 0.75,
+        rates=Rates() if polite else _rates(rng),
+        definitions=definitions,
+        starts=tuple(_starts(rng, seed, definitions, chaos_ms)),
+        faults=() if calm else tuple(_faults(rng, chaos_ms, engines, hosts)),
+        log_faults={} if calm else _log_faults(rng),
+    )
+
+
+def _rates(rng: random.Random) -> Rates:
+    def some(most: int) -> int:
+        return rng.randint(0, most) if rng.random() < 0.6 else 0
+
+    return Rates(
+        retryable=some(30),
+        terminal=some(12),
+        review=some(4),
+        hang=some(8),
+        slow=some(10),
+        garbage=some(8),
+        die=some(4),
+        undo_terminal=some(5),
+    )
+
+
+def _starts(rng: random.Random, seed: int, definitions: tuple[Definition, ...], chaos_ms: int) -> list[Start]:
+    found = []
+    for number in range(rng.randint(10, WORKFLOWS_MAX)):
+        definition = definitions[0] if rng.random() < 0.4 else rng.choice(definitions)
+        at_ms = rng.randint(0, chaos_ms)
+        value: Any = {"items": list(range(rng.randint(0, 4))), "number": number}
+        if definition is BANK:
+            source, target = rng.sample(range(ACCOUNTS), 2)
+            # Now and then the target is an account that does not exist: the deposit fails for good.
+            gone = rng.random() < 0.2
+            value |= {
+                "source": f"account-{source}",
+                "target": "closed" if gone else f"account-{target}",
+                "amount": rng.randint(1, BALANCE // 2),
+            }
+        paused = rng.random() < 0.08
+        found.append(
+            Start(
+                workflow_id=f"w{seed}-{number}",
+                definition=definition.name,
+                input=value,
+                at_ms=at_ms,
+                deadline_ms=rng.randint(500, 8_000) if rng.random() < 0.05 else None,
+                cancel_at_ms=at_ms + rng.randint(0, 3_000) if rng.random() < 0.12 else None,
+                pause_at_ms=at_ms + rng.randint(0, 2_000) if paused else None,
+                resume_at_ms=at_ms + rng.randint(2_000, 6_000) if paused else None,
+                terminate_at_ms=at_ms + rng.randint(0, 3_000) if rng.random() < 0.03 else None,
+                signals=tuple(
+                    (at_ms + rng.randint(0, 3_000), rng.choice(SIGNALS)) for _ in range(rng.choice((0, 0, 1, 2)))
+                ),
+                again=rng.random() < 0.1,
+            )
+        )
+    return sorted(found, key=lambda start: start.at_ms)
+
+
+def _faults(rng: random.Random, chaos_ms: int, engines: int, hosts: int) -> list[Fault]:
+    machines = [f"engine-{n}" for n in range(engines)] + [f"host-{n}" for n in range(hosts)]
+    weights = {
+        Kind.KILL: 6,
+        Kind.FREEZE: 4,
+        Kind.STOP: 2,
+        Kind.OUTAGE: 2,
+        Kind.CLOCK_STEP: 2,
+        Kind.DRIFT: 1,
+        Kind.JOIN: 2,
+        Kind.COMPACT: 2,
+        Kind.SERVICE_DOWN: 2,
+        Kind.REPLAY: 3,
+        Kind.FORGE: 2,
+        Kind.GARBAGE: 1,
+        Kind.STORM: 1,
+    }
+    # Each run is about some of them, so that a rare pair meets often in a few runs rather than never in all.
+    kinds = [kind for kind in weights if rng.random() < 0.6] or [Kind.KILL]
+    found = []
+    for _ in range(rng.randint(2, 14)):
+        (kind,) = rng.choices(kinds, [weights[kind] for kind in kinds])
+        found.append(_fault(rng, kind, rng.randint(200, chaos_ms), machines))
+    return sorted(found, key=lambda fault: fault.at_ms)
+
+
+def _fault(rng: random.Random, kind: Kind, at_ms: int, machines: list[str]) -> Fault:
+    machine = rng.choice(machines)
+    match kind:
+        case Kind.KILL:
+            steps = rng.randint(1, 400) if rng.random() < 0.5 else 0
+            return Fault(at_ms, kind, machine, rng.choice((50, 1_000, 8_000)), steps)
+        case Kind.FREEZE:
+            return Fault(at_ms, kind, machine, rng.choice((300, 4_000, 15_000, 30_000)))
+        case Kind.STOP:
+            return Fault(at_ms, kind, machine, rng.choice((100, 3_000)))
+        case Kind.OUTAGE:
+            return Fault(at_ms, kind, for_ms=rng.choice((100, 1_000, 5_000, 40_000)))
+        case Kind.CLOCK_STEP:
+            return Fault(at_ms, kind, machine, amount=rng.choice((-1, 1)) * rng.choice((50, 2_000, 60_000)))
+        case Kind.DRIFT:
+            return Fault(at_ms, kind, machine, rng.choice((2_000, 10_000)), rng.choice((-30, -2, 2, 30)))
+        case Kind.JOIN:
+            return Fault(at_ms, kind, for_ms=rng.choice((200, 2_000, 10_000)))
+        case Kind.SERVICE_DOWN:
+            return Fault(at_ms, kind, rng.choice(("s0", "s1")), rng.choice((500, 3_000, 8_000)))
+        case Kind.COMPACT:
+            return Fault(at_ms, kind)
+        case Kind.REPLAY | Kind.FORGE | Kind.GARBAGE:
+            return Fault(at_ms, kind, amount=rng.randint(1, 30))
+        case Kind.STORM:
+            return Fault(at_ms, kind, amount=rng.randint(2, 8))
+
+
+def _log_faults(rng: random.Random) -> dict[str, Any]:
+    """For `Faults`. Each run has some of them, from one in a thousand requests to a few in a hundred."""
+
+    def some(kinds: Iterable[Request], most: float) -> dict[Request, float]:
+        return {kind: most * rng.random() ** 2 for kind in kinds if rng.random() < 0.4}
+
+    level = rng.choice((0.0, 0.2, 1.0))
+    if not level:
+        return {}
+    return {
+        "lost": some(Request, 0.03 * level),
+        "answer_lost": some(Request, 0.03 * level),
+        "refused": some(FAILING, 0.01 * level),
+        "unknown": some(FAILING, 0.01 * level),
+        "noticed_late": rng.choice((0.0, 0.1)),
+        "slow": some(Request, 0.05 * level),
+        "slow_ms": rng.choice(((50, 500), (100, 3_000))),
+        "leader_change": rng.choice((0.0, 0.0, 0.01 * level)),
+        "rebalance": rng.choice((0.0, 0.0, 0.05 * level)),
+        "session_timeout": rng.choice((0.0, 0.0, 0.02 * level)),
+    }

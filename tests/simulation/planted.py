@@ -1,0 +1,740 @@
+"""Planted bugs: each a mistake that a good engineer could make, made in memory while a simulation runs.
+
+Rule: a bug replaces the product's own code by a version with the mistake, and nothing else. The checkers run with it, too: they
+have to notice by what happened, not by comparing two kernels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sagalog.agents.memory import Answers, Undone
+from sagalog.agents.offsets import Offsets
+from sagalog.agents.publisher import Publisher
+from sagalog.agents.runner import Runner
+from sagalog.agents.worker import Worker
+from sagalog.engine.kernel import attempts, circuits, closing, control, items, partition, progress, timers
+from sagalog.engine.kernel.effects import Answered, OwnerChanged, Reason
+from sagalog.engine.kernel.state import NEVER, move_undo
+from sagalog.engine.runtime.engine import Session
+from sagalog.engine.runtime.gate import Gate
+from sagalog.engine.runtime.processor import Phase, Processor
+from sagalog.engine.runtime.workflows import WorkflowMachine
+from sagalog.schemas import ids
+from sagalog.schemas.events import AttemptRefused, FailureKind
+from sagalog.schemas.ids import Direction
+from sagalog.schemas.statuses import CircuitStatus, StepStatus, UndoStatus
+from sagalog.topics.log import LogError, ProducerBroken
+
+from .patch import Patch
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    name: str
+    mistake: str
+    plant: Callable[[Patch], None]
+
+
+BUGS: Final[dict[str, Bug]] = {}
+
+
+def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
+    """Registers a planted bug under its function's name; its docstring says what the mistake is."""
+    name = plant.__name__.replace("_", "-")
+    BUGS[name] = Bug(name, (plant.__doc__ or "").strip(), plant)
+    return plant
+
+
+# --- the engine's runtime
+
+
+@bug
+def commit_before_acks(patch: Patch) -> None:
+    """A snapshot does not wait until everything that was caused up to it is durable."""
+
+    async def commit(self: Any, cut: Any) -> None:
+        await self._transactions.transact(
+            {self.machine.checkpoints: cut.records}, self._group, {self.input: cut.offset + 1}
+        )
+
+    patch.set(Processor, "_commit", commit)
+
+
+@bug
+def position_from_the_group(patch: Patch) -> None:
+    """After a take-over reading goes on where the group's offset points, not where the marker does."""
+
+    def resume(self: Any, processor: Any) -> None:
+        if processor.phase is not Phase.LOADING:
+            self._feed_from[processor.input] = self._polls + 1
+            self._consumer.resume(processor.input)
+
+    patch.set(Session, "_resume", resume)
+
+
+@bug
+def next_offset_taken_for_the_last(patch: Patch) -> None:
+    """The group's offset, which is the next to read, is taken for the last that was applied."""
+    original = Processor.load
+
+    async def load(self: Any) -> None:
+        await original(self)
+        committed = await self._log.committed(self._group, [self.input])
+        if self.input in committed:
+            self.machine._fold.offset = committed[self.input][0]
+
+    patch.set(Processor, "load", load)
+
+
+@bug
+def fence_skipped(patch: Patch) -> None:
+    """Every owner uses a transactional id of its own, so that nobody is fenced."""
+    original = Processor.__init__
+
+    def init(self: Any, make: Any, log: Any, producer: Any, transactional_id: str, *rest: Any) -> None:
+        original(self, make, log, producer, transactional_id, *rest)
+        self._transactional_id = f"{transactional_id}-{self._member}"
+
+    patch.set(Processor, "__init__", init)
+
+
+@bug
+def fence_after_loading(patch: Patch) -> None:
+    """The old owner is fenced after the checkpoints were read, not before."""
+
+    async def load(self: Any) -> None:
+        self._set_time()
+        await self._read_checkpoints()
+        await asyncio.sleep(0.05)
+        self._transactions = await self._log.transactional(self._transactional_id)
+        self._claim_next()
+        self.phase = Phase.CATCHING_UP
+
+    patch.set(Processor, "load", load)
+
+
+@bug
+def live_before_the_claim(patch: Patch) -> None:
+    """An owner acts as soon as its claim is sent, without waiting to read it."""
+    original = Processor.load
+
+    async def load(self: Any) -> None:
+        await original(self)
+        self.phase = Phase.LIVE
+        self.machine.go_live(self._clock.now_ms())
+        self._live_since_ms = self._clock.monotonic_ms()
+        self.live.set()
+
+    patch.set(Processor, "load", load)
+
+
+@bug
+def outbox_keeps_what_is_answered(patch: Patch) -> None:
+    """While catching up, an answer does not take its command out of the outbox."""
+    original = WorkflowMachine._handle
+
+    def handle(self: Any, message: Any, effects: Any, ownership: Any) -> None:
+        kept = dict(self._outbox)
+        original(self, message, effects, ownership)
+        if not self._live:
+            self._outbox = {**kept, **self._outbox}
+
+    patch.set(WorkflowMachine, "_handle", handle)
+
+
+@bug
+def outbox_dropped(patch: Patch) -> None:
+    """What was to be sent while an owner caught up is forgotten when it goes live."""
+    original = WorkflowMachine.go_live
+
+    def go_live(self: Any, now_ms: int) -> None:
+        self._outbox = {}
+        original(self, now_ms)
+
+    patch.set(WorkflowMachine, "go_live", go_live)
+
+
+@bug
+def results_of_the_catch_up_dropped(patch: Patch) -> None:
+    """Results and dead letters of what was folded before an owner was live are not sent."""
+    original = WorkflowMachine.go_live
+
+    def go_live(self: Any, now_ms: int) -> None:
+        self._backlog.clear()
+        original(self, now_ms)
+
+    patch.set(WorkflowMachine, "go_live", go_live)
+
+
+@bug
+def parked_commands_dropped(patch: Patch) -> None:
+    """A circuit that closes forgets the commands that waited for it."""
+    original = Gate.circuit
+
+    def circuit(self: Any, service: str, view: Any, now_ms: int) -> None:
+        original(self, service, view, now_ms)
+        if view.status is CircuitStatus.CLOSED:
+            self._services[service].queue.clear()
+
+    patch.set(Gate, "circuit", circuit)
+
+
+@bug
+def withheld_not_held_again(patch: Patch) -> None:
+    """A take-over does not read what the owner before had withheld."""
+    patch.set(WorkflowMachine, "_hold_again", lambda self, workflow_id: None)
+
+
+@bug
+def losses_not_watched_after_takeover(patch: Patch) -> None:
+    """Attempts that were out when a partition was taken over are waited for without end."""
+    original = WorkflowMachine._load_workflow
+
+    def load_workflow(self: Any, workflow_id: str, value: bytes, message: Any) -> None:
+        original(self, workflow_id, value, message)
+        self._losses.answered("@" + workflow_id)
+
+    patch.set(WorkflowMachine, "_load_workflow", load_workflow)
+
+
+@bug
+def timers_not_loaded(patch: Patch) -> None:
+    """Deadlines and back-offs of workflows that were loaded from checkpoints are not set."""
+    original = WorkflowMachine._load_workflow
+
+    def load_workflow(self: Any, workflow_id: str, value: bytes, message: Any) -> None:
+        original(self, workflow_id, value, message)
+        self._timers.set(workflow_id, NEVER)
+
+    patch.set(WorkflowMachine, "_load_workflow", load_workflow)
+
+
+@bug
+def marker_without_new_definitions(patch: Patch) -> None:
+    """A definition that came since the last snapshot is in the marker, but not beside it."""
+    original = WorkflowMachine.cut
+
+    def cut(self: Any) -> Any:
+        self._new_definitions.clear()
+        return original(self)
+
+    patch.set(WorkflowMachine, "cut", cut)
+
+
+@bug
+def dirty_forgotten_on_failed_snapshot(patch: Patch) -> None:
+    """A snapshot that fails is taken for made; the processor goes on, and what was in it is never written."""
+
+    async def snapshot(self: Any) -> bool:
+        async with self._snapshotting:
+            if self.phase is not Phase.LIVE or self._failure is not None:
+                return False
+            self.machine.flush(self._clock.now_ms())
+            cut = self.machine.cut()
+            if cut is None:
+                return False
+            try:
+                await self._commit(cut)
+            except Exception:  # noqa: BLE001 - the mistake
+                self._transactions = await self._log.transactional(self._transactional_id)
+                return False
+            return True
+
+    patch.set(Processor, "snapshot", snapshot)
+
+
+@bug
+def ownership_loss_ignored(patch: Patch) -> None:
+    """Whoever reads a newer claim than its own goes on as if it still owned."""
+    original = Processor.owner_changed
+
+    def owner_changed(self: Any, epoch: int, member: str) -> None:
+        if member == self._member or self.phase is not Phase.LIVE:
+            original(self, epoch, member)
+
+    patch.set(Processor, "owner_changed", owner_changed)
+
+
+@bug
+def suspended_partition_resumes_anywhere(patch: Patch) -> None:
+    """A partition that comes back in the same rebalance goes on with whatever the client has fetched."""
+    original = Session._feed
+
+    def feed(self: Any, processor: Any, messages: Any) -> None:
+        processor.feed(messages)
+
+    del original
+    patch.set(Session, "_feed", feed)
+
+
+# --- the fold
+
+
+@bug
+def token_not_checked(patch: Patch) -> None:
+    """An answer is believed without the token of its command."""
+    original = attempts._awaited
+
+    def awaited(state: Any, plan: Any, event: Any, direction: Any, token: Any, effects: Any) -> Any:
+        return original(state, plan, event, direction, None, effects)
+
+    patch.set(attempts, "_awaited", awaited)
+
+
+@bug
+def stale_attempt_accepted(patch: Patch) -> None:
+    """An answer to an earlier attempt ends the one that is out."""
+    original = attempts._awaited
+
+    def awaited(state: Any, plan: Any, event: Any, direction: Any, token: Any, effects: Any) -> Any:
+        before = len(effects)
+        step = original(state, plan, event, direction, token, effects)
+        if step is None and getattr(effects[-1], "reason", None) is Reason.STALE_ATTEMPT:
+            found = plan.find(state, event.step)
+            if direction is Direction.EXECUTE and found.status is StepStatus.RUNNING:
+                del effects[before:]
+                effects.append(Answered(ids.command_id(state.workflow_id, event.step, event.attempt, direction)))
+                return found
+        return step
+
+    patch.set(attempts, "_awaited", awaited)
+
+
+@bug
+def epoch_ignored(patch: Patch) -> None:
+    """An engine event counts whatever owner wrote it."""
+    original = partition.Partition._apply
+
+    def apply(self: Any, workflow_id: Any, event: Any, record: Any, effects: Any) -> None:
+        if hasattr(event, "epoch") and type(event).__name__ != "Owned":
+            event = replace(event, epoch=self.epoch)
+        original(self, workflow_id, event, record, effects)
+
+    patch.set(partition.Partition, "_apply", apply)
+
+
+@bug
+def second_claim_wins(patch: Patch) -> None:
+    """Of two claims to one epoch the later wins."""
+
+    def owned(self: Any, event: Any, effects: Any) -> None:
+        self.epoch, self.member = event.epoch, event.member
+        effects.append(OwnerChanged(event.epoch, event.member))
+
+    patch.set(partition.Partition, "_owned", owned)
+
+
+@bug
+def duplicate_start_restarts(patch: Patch) -> None:
+    """A start that comes twice starts twice."""
+    original = partition.Partition._started
+
+    def started(self: Any, workflow_id: Any, state: Any, event: Any, record: Any, effects: Any) -> None:
+        original(self, workflow_id, None, event, record, effects)
+
+    patch.set(partition.Partition, "_started", started)
+
+
+@bug
+def finished_forgets_its_id(patch: Patch) -> None:
+    """A finished workflow is remembered for no time at all, so a second start of it runs again."""
+    patch.set(closing, "REMEMBER_MS", 0)
+
+
+@bug
+def compensation_in_forward_order(patch: Patch) -> None:
+    """What ended first is undone first."""
+    original = progress.undo_next
+
+    def undo_next(state: Any, plan: Any, effects: Any) -> None:
+        if state.paused is not None or any(step.status is StepStatus.RUNNING for step in state.steps):
+            return
+        held, oldest = False, None
+        for step in state.leaves():
+            if step.undo is None:
+                move_undo(step, UndoStatus.PENDING if progress._to_undo(step, plan) else UndoStatus.NOT_NEEDED)
+            if step.undo.status in (UndoStatus.RUNNING, UndoStatus.BACKING_OFF):
+                return
+            held = held or step.undo.status is UndoStatus.HELD
+            if step.undo.status is UndoStatus.PENDING and (oldest is None or step.order < oldest.order):
+                oldest = step
+        if oldest is not None:
+            progress.dispatch_undo(state, plan, oldest, effects)
+        elif not held:
+            closing.finish(state, plan, progress._how_it_ended(state), effects)
+
+    patch.everywhere(original, undo_next)
+
+
+@bug
+def unknown_outcome_not_undone(patch: Patch) -> None:
+    """A step that timed out or got lost is taken for not done."""
+
+    original = progress._to_undo
+
+    def to_undo(step: Any, plan: Any) -> bool:
+        return step.status is StepStatus.DONE and original(step, plan)
+
+    patch.set(progress, "_to_undo", to_undo)
+
+
+@bug
+def lost_is_not_unknown(patch: Patch) -> None:
+    """Only a timeout leaves an outcome unknown; an attempt that is lost counts as not made."""
+    _never_unknown(patch, FailureKind.LOST)
+
+
+@bug
+def invalid_output_is_not_unknown(patch: Patch) -> None:
+    """An agent that answers nonsense is taken for one that did nothing."""
+    _never_unknown(patch, FailureKind.INVALID_OUTPUT)
+
+
+def _never_unknown(patch: Patch, kind: FailureKind) -> None:
+    patch.set(attempts, "UNKNOWN_OUTCOME", attempts.UNKNOWN_OUTCOME - {kind})
+
+
+@bug
+def stop_does_not_drain(patch: Patch) -> None:
+    """A workflow that stops undoes at once, without waiting for what is out: the late result is forgotten."""
+    original = progress.undo_next
+
+    def undo_next(state: Any, plan: Any, effects: Any) -> None:
+        for step in state.steps:
+            if step.status is StepStatus.RUNNING and not step.items:
+                progress.cancel_step(state, plan, step, effects)
+        original(state, plan, effects)
+
+    patch.everywhere(original, undo_next)
+
+
+@bug
+def retry_timer_without_check(patch: Patch) -> None:
+    """A retry timer that fires a second time, after a take-over, starts a second attempt."""
+    original = timers.fired
+
+    def fired(state: Any, plan: Any, event: Any, changed_at: int, effects: Any) -> bool:
+        step = timers._step(state, plan, event)
+        if event.timer.value == "retry" and step is not None and step.status is StepStatus.RUNNING:
+            progress.dispatch(state, plan, step, effects)
+            return False
+        return original(state, plan, event, changed_at, effects)
+
+    patch.everywhere(original, fired)
+
+
+@bug
+def cancel_interrupts_a_compensation(patch: Patch) -> None:
+    """A cancel that comes while the workflow compensates sends what is being undone again, as a new attempt."""
+    original = control.cancel
+
+    def cancel(state: Any, plan: Any, event: Any, effects: Any) -> None:
+        if state.status == "compensating":
+            for step in state.leaves():
+                if step.undo is not None and step.undo.status is UndoStatus.RUNNING:
+                    step.undo.status = UndoStatus.PENDING
+                    progress.undo_next(state, plan, effects)
+                    return
+        original(state, plan, event, effects)
+
+    patch.everywhere(original, cancel)
+
+
+@bug
+def one_need_is_enough(patch: Patch) -> None:
+    """A step goes out as soon as one of the steps that it needs has ended."""
+
+    def needs_met(state: Any, spec: Any) -> bool:
+        return not spec.needs or any(state.steps[need].status in progress.ENDED_WELL for need in spec.needs)
+
+    patch.set(progress, "_needs_met", needs_met)
+
+
+@bug
+def one_attempt_too_many(patch: Patch) -> None:
+    """`attempts` is taken for the number of retries after the first."""
+    original = attempts._next_attempt_in_ms
+
+    def next_attempt_in_ms(state: Any, spec: Any, step: Any, retry_after_ms: Any) -> Any:
+        step.attempt -= 1
+        try:
+            return original(state, spec, step, retry_after_ms)
+        finally:
+            step.attempt += 1
+
+    patch.set(attempts, "_next_attempt_in_ms", next_attempt_in_ms)
+
+
+@bug
+def fallback_compensated_by_nobody(patch: Patch) -> None:
+    """What a fallback agent did is not undone, because its step counts as degraded."""
+
+    original = progress._to_undo
+
+    def to_undo(step: Any, plan: Any) -> bool:
+        return (step.status is StepStatus.DONE or step.unknown) and original(step, plan)
+
+    patch.set(progress, "_to_undo", to_undo)
+
+
+@bug
+def outcomes_counted_twice(patch: Patch) -> None:
+    """A call outcome that is sent again after a take-over counts again towards its circuit."""
+    original = circuits.CircuitPartition._outcome
+
+    def outcome(self: Any, found: Any, record: Any, effects: Any) -> None:
+        circuit = self.circuits.get(found["service"])
+        if circuit is not None:
+            circuit.seen.clear()
+        original(self, found, record, effects)
+
+    patch.set(circuits.CircuitPartition, "_outcome", outcome)
+
+
+@bug
+def undo_retry_forgotten(patch: Patch) -> None:
+    """A compensation that failed is not tried again: its timer is never due."""
+    original = progress.back_off_undo
+
+    def back_off_undo(state: Any, spec: Any, step: Any, delay_ms: int, effects: Any) -> None:
+        original(state, spec, step, delay_ms, effects)
+        step.undo.retry_at_ms = NEVER
+
+    patch.everywhere(original, back_off_undo)
+
+
+# --- the agents' host
+
+
+@bug
+def commit_before_the_answer(patch: Patch) -> None:
+    """A host commits a command's offset when its handler has answered, not when the answer is durable."""
+    original = Worker._answered
+
+    def answered(self: Any, job: Any, out: Any) -> None:
+        for offsets, offset in job.places:
+            offsets.finish(offset)
+        self._commit_wanted.set()
+        original(self, job, out)
+
+    patch.set(Worker, "_answered", answered)
+
+
+@bug
+def one_key_side_by_side(patch: Patch) -> None:
+    """Two commands of one idempotency key run side by side."""
+    original = Runner.start
+
+    def start(self: Any, job: Any) -> None:
+        before = self._running.pop(job.command.idempotency_key, None)
+        if before is None:
+            original(self, job)
+            return
+        self._run(job)
+
+    def ended(self: Any, job: Any) -> None:
+        key = job.command.idempotency_key
+        self._running.setdefault(key, job)
+        other = self._running[key]
+        original_ended(self, job)
+        if other is not job:
+            self._running[key] = other
+
+    original_ended = Runner._ended
+    patch.set(Runner, "start", start)
+    patch.set(Runner, "_ended", ended)
+
+
+@bug
+def execute_after_compensate(patch: Patch) -> None:
+    """A host forgets that a step's compensation came, and executes it afterwards."""
+    patch.set(Undone, "__contains__", lambda self, key: False)
+
+
+@bug
+def redelivery_runs_again(patch: Patch) -> None:
+    """A host does not remember what it has answered already."""
+    patch.set(Answers, "get", lambda self, command_id: None)
+
+
+@bug
+def publisher_forgets_on_break(patch: Patch) -> None:
+    """Answers that a broken producer had not delivered are not given to the next one."""
+    original = Publisher._replace
+
+    def replace_producer(self: Any, cause: Any) -> None:
+        original(self, cause)
+        self._open.clear()
+        self._empty.set()
+
+    patch.set(Publisher, "_replace", replace_producer)
+
+
+@bug
+def finished_beyond_the_head_committed(patch: Patch) -> None:
+    """A commit names the newest finished offset, not the end of the contiguous finished ones."""
+    original = Offsets.finish_all
+
+    def finish_all(self: Any, offsets: Any) -> None:
+        found = list(offsets)
+        original(self, found)
+        self._head = max(self._head, min(max(found, default=0) + 1, self._next))
+
+    patch.set(Offsets, "finish_all", finish_all)
+
+
+@bug
+def timeout_answered_twice(patch: Patch) -> None:
+    """A handler that ends after its timeout answers a second time."""
+    original = Runner._answer
+
+    def answer(self: Any, job: Any, result: str, out: Any, duration_ms: Any = None) -> None:
+        job.answered = False
+        original(self, job, result, out, duration_ms)
+
+    patch.set(Runner, "_answer", answer)
+
+
+# --- bugs that the simulation found in the product, planted again
+
+
+@bug
+def refused_but_held(patch: Patch) -> None:
+    """A parked command that is refused stays in the gate until its refusal is folded, and a circuit that closes lets it out."""
+
+    def refuse(self: Any, effect: Any) -> None:
+        command = effect.command
+        refused = AttemptRefused(self._fold.epoch, command.step, command.attempt, command.service, effect.maybe_sent)
+        self._append_event(command.workflow_id, refused, f"{command.command_id}/refused/{self._fold.epoch}")
+
+    patch.set(WorkflowMachine, "_refuse", refuse)
+
+
+@bug
+def ended_map_is_filled(patch: Patch) -> None:
+    """Resuming a workflow begins the items of all its maps, those that have ended included."""
+    original = control._go_on
+
+    def go_on(state: Any, plan: Any, effects: Any) -> None:
+        if state.status == "running":
+            for step in state.steps:
+                if step.items and step.status in progress.ENDED_WELL:
+                    items.fill(state, plan, step, effects)
+        original(state, plan, effects)
+
+    patch.set(control, "_go_on", go_on)
+
+
+@bug
+def order_lost_with_the_checkpoint(patch: Patch) -> None:
+    """Items that an operator has tried anew lose their place in the order of ends, and the count of ends goes by the largest."""
+    original = items._anew
+
+    def anew(state: Any, step: Any, spec: Any, effects: Any) -> None:
+        before = state.ended_steps
+        original(state, step, spec, effects)
+        state.ended_steps = before
+
+    patch.set(items, "_anew", anew)
+
+
+@bug
+def given_back_twice(patch: Patch) -> None:
+    """A job that is stopped twice before its task began gives its place back twice."""
+    original = Runner._cancel
+
+    def cancel(self: Any, job: Any) -> None:
+        again = job.stopped and not job.began
+        original(self, job)
+        if again:
+            self._loop.call_soon(self._ended, job)
+
+    patch.set(Runner, "_cancel", cancel)
+
+
+@bug
+def never_given_back(patch: Patch) -> None:
+    """A place is given back by its task's `finally`, which a task that is cancelled before its first step never enters."""
+    original = Runner._cancel
+
+    def cancel(self: Any, job: Any) -> None:
+        began, job.began = job.began, True
+        original(self, job)
+        job.began = began
+
+    patch.set(Runner, "_cancel", cancel)
+
+
+@bug
+def zombie_folds_its_batch_to_the_end(patch: Patch) -> None:
+    """Whoever reads a newer claim in the middle of a batch sends what the rest of the batch asks for."""
+    patch.set(WorkflowMachine, "stop", lambda self: None)
+
+
+@bug
+def claim_without_an_identity(patch: Patch) -> None:
+    """A claim is known by its engine and epoch: a second take-over takes the first one's claim, behind the marker, for its own."""
+    original = Processor.__init__
+
+    def init(self: Any, *args: Any) -> None:
+        original(self, *args)
+        self._member = self._member.partition("/")[0]
+
+    patch.set(Processor, "__init__", init)
+
+
+@bug
+def refused_although_out(patch: Patch) -> None:
+    """A command that the owner before may have sent is refused by its circuit as if nobody had."""
+    original = WorkflowMachine._refuse
+
+    def refuse(self: Any, effect: Any) -> None:
+        effect.maybe_sent = False
+        original(self, effect)
+
+    patch.set(WorkflowMachine, "_refuse", refuse)
+
+
+@bug
+def missing_token_is_a_token(patch: Patch) -> None:
+    """A step that comes from a checkpoint has no token in memory, and an answer without one equals it."""
+    original = attempts._awaited
+
+    def awaited(state: Any, plan: Any, event: Any, direction: Any, token: Any, effects: Any) -> Any:
+        step = plan.find(state, event.step)
+        known = getattr(step, "token", None)
+        return original(state, plan, event, direction, None if token == (known or "") else token, effects)
+
+    patch.set(attempts, "_awaited", awaited)
+
+
+@bug
+def broken_producer_is_kept(patch: Patch) -> None:
+    """After a failed send the partitions are taken over anew, with the same broken producer."""
+    original = Session._start_over
+
+    def start_over(self: Any, processor: Any, error: Any = None) -> None:
+        cause = error or processor.failure
+        original(self, processor, LogError(str(cause)) if isinstance(cause, ProducerBroken) else cause)
+
+    patch.set(Session, "_start_over", start_over)
+
+
+@bug
+def timer_believed_too_early(patch: Patch) -> None:
+    """A deadline counts when the owner's clock says so, whatever the broker's says."""
+    original = timers.fired
+
+    def fired(state: Any, plan: Any, event: Any, changed_at: int, effects: Any) -> bool:
+        true_ms = state.now_ms
+        state.now_ms += 3_600_000
+        try:
+            return original(state, plan, event, changed_at, effects)
+        finally:
+            state.now_ms = true_ms
+
+    patch.everywhere(original, fired)

@@ -1,0 +1,55 @@
+"""Makes a failing plan smaller: fewer faults, fewer workflows, fewer processes, as long as the same checker still complains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from .plan import Plan, Rates
+
+if TYPE_CHECKING:
+    from .harness import Outcome
+
+SECONDS_MAX: Final = 120.0
+
+
+def shrink(
+    plan: Plan, outcome: Outcome, run: Callable[[Plan], Outcome], *, seconds_max: float = SECONDS_MAX
+) -> tuple[Plan, Outcome]:
+    """The smallest plan found in `seconds_max`, with its outcome."""
+    wanted = {checker for checker, _ in outcome.problems}
+    until_s = time.monotonic() + seconds_max
+    smaller = True
+    while smaller and time.monotonic() < until_s:
+        smaller = False
+        for candidate in _smaller(plan):
+            if time.monotonic() > until_s:
+                break
+            found = run(candidate)
+            if wanted & {checker for checker, _ in found.problems}:
+                plan, outcome, smaller = candidate, found, True
+                break
+    return plan, outcome
+
+
+def _smaller(plan: Plan) -> Iterator[Plan]:
+    """Candidates, those that leave out most first."""
+    for name in ("faults", "starts"):
+        items = getattr(plan, name)
+        size = (len(items) + 1) // 2
+        while size:
+            for first in range(0, len(items), size):
+                kept = items[:first] + items[first + size :]
+                if name == "faults" or kept:
+                    yield replace(plan, **{name: kept})
+            size //= 2
+    if plan.log_faults:
+        yield replace(plan, log_faults={})
+        for name in plan.log_faults:
+            yield replace(plan, log_faults={key: value for key, value in plan.log_faults.items() if key != name})
+    if plan.rates != Rates():
+        yield replace(plan, rates=Rates())
+    if plan.shuffled:
+        yield replace(plan, shuffled=False)
