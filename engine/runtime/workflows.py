@@ -476,8 +476,9 @@ class WorkflowMachine:
         """A timer came too early: this owner's clock is ahead of the broker's, which says how long it still is."""
         workflow_id = (message.key or b"").decode(errors="replace")
         state = self._fold.get(workflow_id)
-        if state is not None:
-            self._timers.set(workflow_id, self._now_ms + max(1, state.due_ms() - message.timestamp))
+        due_ms = state.due_ms() if state is not None else NEVER
+        if due_ms != NEVER:
+            self._timers.set(workflow_id, self._now_ms + max(1, due_ms - message.timestamp))
 
     def _lose(self, lost_id: str, watched: Watched, message: str, kind: FailureKind = FailureKind.LOST) -> None:
         assert watched.step is not None
