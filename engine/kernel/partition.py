@@ -288,6 +288,7 @@ class Partition:
         if state is None or state.terminal or state.status is WorkflowStatus.QUARANTINED:
             return
         before, state.status = state.status, WorkflowStatus.QUARANTINED
+        state.interrupted()
         state.stopped = reason[:500]
         state.at_offset = record.offset
         self.waiting.discard(state.workflow_id)

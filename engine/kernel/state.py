@@ -259,6 +259,12 @@ class WorkflowState:
         self.status = after
         return before, after
 
+    def interrupted(self) -> None:
+        """The fold broke in the middle of an event: what holds within one event only is as after a checkpoint."""
+        self.agenda = None
+        for step in self.steps:
+            step.filling = False
+
     def leaves(self) -> Iterator[StepState]:
         """Every step that attempts belong to: of a step that maps its items, once it has begun."""
         for step in self.steps:

@@ -12,10 +12,18 @@ from sagalog.engine.kernel import Partition, attempts
 from sagalog.engine.kernel.effects import Effect, Ignored, Quarantine
 from sagalog.schemas.codec import encode
 from sagalog.schemas.definitions import parse_definition
-from sagalog.schemas.events import KINDS, TYPE_OF, DefinitionRegistered, Owned, StepCompleted, WorkflowStarted
+from sagalog.schemas.events import (
+    KINDS,
+    TYPE_OF,
+    Action,
+    DefinitionRegistered,
+    Owned,
+    StepCompleted,
+    WorkflowStarted,
+)
 from sagalog.schemas.limits import EVENT_DEPTH_MAX
 
-from .driver import WORKFLOW, Driver, chain, ignored, reviews, saga, shown, step
+from .driver import WORKFLOW, Driver, chain, commands, ignored, result, reviews, saga, shown, step
 
 KEY = WORKFLOW.encode()
 STARTED = TYPE_OF[WorkflowStarted].encode()
@@ -316,3 +324,29 @@ def test_a_claim_in_the_middle_of_rubbish_counts() -> None:
     driver.append_raw(None, b"\x00", None)
 
     assert shown(driver.append(Owned(2, "next"), key=b"@owner")) == ["owner 2 next"]
+
+
+def test_a_workflow_that_broke_while_steps_were_begun_goes_on_once_it_is_resumed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What holds within one event only must not be left behind: nothing would begin any more, or nothing of the map."""
+    each = {"map": {"over": {"value": [1, 2]}, "concurrency": 1}}
+    driver = Driver(saga(step("a"), step("b", "a"), step("each", "a", **each)))
+    driver.start("saga")
+
+    def breaks(*_: Any) -> None:
+        raise ZeroDivisionError("by nothing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sagalog.engine.kernel.progress.execute_dispatch", breaks)
+        driver.done("a", "out")
+    assert driver.state.status == "quarantined"
+
+    resumed = driver.act(Action.RESUME)
+
+    # What was about to be sent when it broke is sent again; whatever had not begun begins.
+    sent = commands(resumed)
+    assert set(sent) >= {"b/1/execute"} and any(one.startswith("each[0]") for one in sent)
+    for done in ("b", "each[0]"):
+        driver.done(done)
+    assert result(driver.done("each[1]"))["status"] == "completed"
