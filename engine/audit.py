@@ -7,8 +7,8 @@ makes of the log. It reads only; it can run beside a working engine, because it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from sagalog.engine.client import TopicsMissing
@@ -24,11 +24,14 @@ from sagalog.engine.kernel.effects import (
     ReviewNeeded,
 )
 from sagalog.engine.kernel.partition import Partition
+from sagalog.engine.kernel.record import Record
 from sagalog.engine.kernel.state import dump
 from sagalog.engine.runtime.digest import Digest
 from sagalog.engine.runtime.outputs import result, to_record
 from sagalog.schemas.codec import decode_object, encode
+from sagalog.schemas.definitions import Definition
 from sagalog.schemas.errors import InvalidRecord, SagalogError
+from sagalog.schemas.events import TYPE_OF, WorkflowStarted, encode_event, parse_event
 from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY
 from sagalog.topics.log import Consumer, Log, Message, TopicPartition
 from sagalog.topics.partitioner import partition_of
@@ -271,13 +274,21 @@ class Step:
     effects: list[str]
 
 
-async def replay(log: Log, topics: Topics, workflow_id: str) -> tuple[list[Step], dict[str, Any] | None]:
-    """Every event of the workflow, folded again, and the state at the end (None: the log knows no such workflow)."""
+async def replay(
+    log: Log, topics: Topics, workflow_id: str, *, against: Definition | None = None
+) -> tuple[list[Step], dict[str, Any] | None]:
+    """Every event of the workflow, folded again, and the state at the end (None: the log knows no such workflow).
+
+    `against` is a changed definition: the same events are folded as if the workflow had been started with it. What no longer
+    fits (a result of a step that is not asked for any more) is ignored, as it would be.
+    """
     partitions = await log.partitions(topics.events)
     if partitions is None:
         raise TopicsMissing(f"topic {topics.events} does not exist; make the topics with: sagalog topics create")
     key = workflow_id.encode()
     fold = Partition()
+    if against is not None:
+        fold.load_definition(against.encoded)
     steps: list[Step] = []
     last_result: dict[str, Any] | None = None
     effects: list[Effect] = []
@@ -285,8 +296,9 @@ async def replay(log: Log, topics: Topics, workflow_id: str) -> tuple[list[Step]
         # The engine's own records (definitions, owners) matter to every workflow of the partition.
         if message.key != key and not (message.key or b"").startswith(b"@"):
             continue
-        fold.apply(to_record(message), effects)
         own = message.key == key
+        record = to_record(message)
+        fold.apply(record if against is None or not own else _started_with(record, against), effects)
         mine = [effect for effect in effects if _concerns(effect, workflow_id, own)]
         effects.clear()
         if not own and not mine:
@@ -299,6 +311,24 @@ async def replay(log: Log, topics: Topics, workflow_id: str) -> tuple[list[Step]
     if state is None:
         return steps, last_result
     return steps, last_result or dict(dump(state, fold.plan_of(state)))
+
+
+def _started_with(record: Record, definition: Definition) -> Record:
+    """The record; a start names the other definition."""
+    if record.ce_type != TYPE_OF[WorkflowStarted].encode():
+        return record
+    try:
+        event = parse_event(record.ce_type, record.value)
+    except InvalidRecord:
+        return record
+    assert isinstance(event, WorkflowStarted)
+    value = encode_event(replace(event, definition=f"{definition.name}@{definition.hash}"))
+    return replace(record, value=value)
+
+
+def told(steps: Sequence[Step]) -> list[str]:
+    """The steps as lines, for people and for comparing two replays."""
+    return [line for step in steps for line in (f"{step.offset} {step.event}", *step.moves, *step.effects)]
 
 
 def _concerns(effect: Effect, workflow_id: str, own: bool) -> bool:

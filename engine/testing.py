@@ -21,6 +21,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import unified_diff
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -36,7 +37,7 @@ from sagalog.topics.provision import provision
 from sagalog.topics.simulated import SimulatedKafka
 from sagalog.topics.specs import Topics, all_specs
 
-from .audit import replay
+from .audit import replay, told
 from .client import Client, WaitTimeout
 from .kernel.state import NEVER
 from .runtime.engine import Engine
@@ -292,10 +293,16 @@ class SagaTest:
         steps, _ = self.do(self._replay(workflow_id))
         return [move for step in steps for move in step.moves]
 
-    async def _replay(self, workflow_id: str) -> Any:
+    def replay(self, workflow_id: str, against: Definition) -> list[str]:
+        """What the workflow's events would have led to with a changed definition: lines of a diff, none for no difference."""
+        steps, _ = self.do(self._replay(workflow_id))
+        otherwise, _ = self.do(self._replay(workflow_id, against))
+        return list(unified_diff(told(steps), told(otherwise), "as it was", "with the other definition", lineterm=""))
+
+    async def _replay(self, workflow_id: str, against: Definition | None = None) -> Any:
         log = self._kafka.log("auditor")
         try:
-            return await replay(log, _TOPICS, workflow_id)
+            return await replay(log, _TOPICS, workflow_id, against=against)
         finally:
             await log.close()
 

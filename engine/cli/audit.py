@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from difflib import unified_diff
 from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sagalog.engine.audit import PartitionReport, Step, replay, verify
+from sagalog.engine.audit import PartitionReport, Step, replay, told, verify
 
 from .context import NotFound, open_log, postgres_of, run, settings, topics_of
 from .output import at, err, out, pretty, print_json, table
+from .setup import load_definition
+
+Replayed = tuple[list[Step], dict[str, Any] | None]
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
@@ -99,20 +103,39 @@ class _progress:
         self._bar.update(self._tasks[what], completed=done, total=of)
 
 
-def replay_command(workflow_id: Annotated[str, typer.Argument()], json: Json = False) -> None:
+def replay_command(
+    workflow_id: Annotated[str, typer.Argument()],
+    against: Annotated[
+        str | None,
+        typer.Option(help="A changed definition (file, or module:name): show what would have been otherwise."),
+    ] = None,
+    json: Json = False,
+) -> None:
     """Fold one workflow again from its log, and print every transition.
 
-    Example: sagalog replay invoice-4711
-    """
+    With --against, the same events are folded as if the workflow had been started with another definition, and the difference is
+    printed; exits 1 when there is one.
 
-    async def work() -> tuple[list[Step], dict[str, Any] | None]:
+    \b
+    Examples: sagalog replay invoice-4711
+              sagalog replay invoice-4711 --against invoice-next.yaml
+    """
+    changed = load_definition(against) if against is not None else None
+
+    async def work() -> tuple[Replayed, Replayed | None]:
         found = settings()
         async with open_log(found) as log:
-            return await replay(log, topics_of(found), workflow_id)
+            as_it_was = await replay(log, topics_of(found), workflow_id)
+            if changed is None:
+                return as_it_was, None
+            return as_it_was, await replay(log, topics_of(found), workflow_id, against=changed)
 
-    steps, state = run(work())
+    (steps, state), otherwise = run(work())
     if state is None and not steps:
         raise NotFound(f"workflow {workflow_id!r} is not in the log; is the id, or SAGALOG_PREFIX, right?")
+    if otherwise is not None:
+        _print_difference(workflow_id, told(steps), told(otherwise[0]), json)
+        return
     if json:
         print_json({"workflow_id": workflow_id, "steps": [asdict(step) for step in steps], "state": state})
         return
@@ -124,3 +147,15 @@ def replay_command(workflow_id: Annotated[str, typer.Argument()], json: Json = F
         for line in step.effects:
             out.print(f"{'':>10}{line}", style="dim", markup=False)
     out.print(pretty(state), markup=False)
+
+
+def _print_difference(workflow_id: str, as_it_was: list[str], otherwise: list[str], json: bool) -> None:
+    lines = list(unified_diff(as_it_was, otherwise, "as it was", "with the other definition", lineterm=""))
+    if json:
+        print_json({"workflow_id": workflow_id, "difference": lines})
+    else:
+        for line in lines or ["no difference"]:
+            style = {"+": "green", "-": "red", "@": "dim"}.get(line[0])
+            out.print(line, style=style, markup=False)
+    if lines:
+        raise typer.Exit(1)

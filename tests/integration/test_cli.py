@@ -271,6 +271,23 @@ def test_history_is_the_log_and_replay_every_transition(
     assert [line.strip() for line in printed["replay"].splitlines() if line.strip() in moves] == moves
 
 
+def test_replay_compares_with_a_changed_definition(
+    place: Place, printed: dict[str, str], called: Callable[..., Ended]
+) -> None:
+    file = place.directory / "gentler.yaml"
+    file.write_text(
+        "name: order\nsteps:\n  - {name: reserve, agent: stock, compensate: {}}\n"
+        "  - {name: charge, agent: bank, needs: [reserve], critical: false}\n"
+    )
+
+    changed = called("replay", "order-1", "--against", str(file), "--json")
+    lines = changed.json()["difference"]
+
+    assert changed.code == 1
+    assert "-charge: running -> failed" in lines and "+charge: running -> degraded" in lines
+    assert place.done("replay", "order-1", "--against", "order:saga") == "no difference\n"
+
+
 def test_cancel_stops_an_open_workflow(place: Place, idle: str, called: Callable[..., Ended]) -> None:
     called("start", idle, "--id", "idle-1")
     why = until(lambda: [line for line in called("show", "idle-1").out.splitlines() if line.startswith("- ")], 20, str)

@@ -231,6 +231,24 @@ def test_a_fault_of_an_agent_that_is_none_is_refused() -> None:
         t.fail("banc")
 
 
+def test_a_changed_definition_is_compared_on_the_same_events() -> None:
+    gentler = ORDER.model_copy(
+        update={"steps": (ORDER.steps[0], ORDER.steps[1].model_copy(update={"critical": False, "default": "unpaid"}))}
+    )
+
+    with SagaTest([ORDER], [stock, bank]) as t:
+        t.fail("bank", Terminal("declined"))
+        ended = t.run("order", {"sku": "tea", "amount": 5})
+        workflow_id = ended.record["workflow_id"]
+
+        assert t.replay(workflow_id, ORDER) == []
+        changed = t.replay(workflow_id, gentler)
+
+    assert "-charge: running -> failed" in changed and "+charge: running -> degraded" in changed
+    assert "-workflow: compensating -> compensated" in changed and "+workflow: running -> degraded" in changed
+    assert "+ignored: already_finished" in changed, "nobody would have been asked to undo anything"
+
+
 def test_two_runs_are_alike() -> None:
     def told() -> list[Any]:
         reserved.clear()
