@@ -36,6 +36,7 @@ from sagalog.topics.specs import Topics
 
 from ..unit.kernel.driver import WORKFLOW, Driver, saga, step
 from ..unit.kernel.driver import result as result_of
+from ..unit.test_projection_people import review
 
 pytestmark = pytest.mark.stack
 
@@ -359,20 +360,6 @@ async def test_rows_compare_equal_to_the_records_they_came_from(world: World) ->
 
 
 # --- people and waits
-
-
-def review(at_offset: int, decision: str | None = None, **more: Any) -> dict[str, Any]:
-    """A record that opens the review of a task, or closes it."""
-    record = {
-        "id": "w/pay/task", "workflow_id": "w", "definition": "d" * 16, "name": "order", "step": "pay", "kind": "task",
-        "reason": f"asked at {at_offset}", "details": {"at": at_offset}, "input": {"at": at_offset},
-        "at_ms": T0 + at_offset, "at_offset": at_offset,
-    }  # fmt: skip
-    if decision is not None:
-        del record["details"]
-        record["decided"] = {"decision": decision, "who": "ann", "reason": "checked", "at_ms": T0 + at_offset}
-        record["reason"] = "it was waiting for a decision"
-    return record | more
 
 
 async def test_a_review_opens_closes_and_opens_again(world: World) -> None:
