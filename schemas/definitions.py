@@ -24,6 +24,7 @@ from .ids import NAME_PATTERN
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=limits.TEXT_CHARS_MAX)]
+_CHILD_PATTERN = NAME_PATTERN.removesuffix("$") + "(@[0-9a-f]{16})?$"
 WaitMs = Annotated[int, Field(ge=10, le=limits.DEADLINE_MS_MAX)]
 TimeoutMs = Annotated[int, Field(ge=10, le=limits.TIMEOUT_MS_MAX)]
 
@@ -191,6 +192,16 @@ class Task(_Model):
     )
 
 
+class Child(_Model):
+    """Instead of an agent: another workflow does the step. Its input is the step's, its output becomes the step's.
+
+    It is cancelled when its parent stops, and undone when its parent undoes the step.
+    """
+
+    definition: str = Field(pattern=_CHILD_PATTERN, description="A name (the newest at that time), or name@hash.")
+    timeout_ms: WaitMs = Field(description="Its deadline.")
+
+
 class Map(_Model):
     """The step is done once for each item of a list, several at a time. Its output is the list of the items' outputs."""
 
@@ -222,11 +233,13 @@ class Repeat(_Model):
 class Step(_Model):
     """One step: who does it, with what, and what happens when they cannot.
 
-    An agent does it, or the step sleeps, waits for a signal, or is a person's task: exactly one of the four.
+    An agent does it, another workflow does, or the step sleeps, waits for a signal, or is a person's task: exactly one of the
+    five.
     """
 
     name: Name
     agent: Name | None = None
+    workflow: Child | None = None
     sleep: Sleep | None = None
     wait_for: WaitFor | None = None
     task: Task | None = None
@@ -346,6 +359,11 @@ class Definition(_Model):
             found.update(fallback.agent for fallback in fallbacks_of(step))
             found.add(step.compensate.agent if step.compensate is not None else None)
         return sorted(agent for agent in found if agent is not None)
+
+    @property
+    def children(self) -> list[str]:
+        """Every definition whose workflows may do one of its steps, as it is named there."""
+        return sorted({step.workflow.definition for step in self.steps if step.workflow is not None})
 
     def circuit_policy(self, service: str) -> CircuitPolicy:
         return self.services.get(service, CircuitPolicy())
@@ -504,7 +522,7 @@ def _check_fallbacks(step: Step, where: str) -> None:
 
 
 def _check_budgets(step: Step, all_steps: Budget | None, where: str) -> None:
-    if step.agent is None:
+    if step.agent is None and step.workflow is None:
         return
     for budget, whose in ((step.budget, "the step's"), (all_steps, "the definition's")):
         for unit in ("tokens", "cost"):
@@ -517,12 +535,29 @@ def _check_budgets(step: Step, all_steps: Budget | None, where: str) -> None:
 
 
 def _check_kind(step: Step, where: str, reachable: set[str]) -> None:
-    kinds = {"agent": step.agent, "sleep": step.sleep, "wait_for": step.wait_for, "task": step.task}
+    kinds = {
+        "agent": step.agent,
+        "workflow": step.workflow,
+        "sleep": step.sleep,
+        "wait_for": step.wait_for,
+        "task": step.task,
+    }
     named = [kind for kind, value in kinds.items() if value is not None]
     if len(named) != 1:
         given = " and ".join(named) or "none"
         raise _Refused(where, f"needs exactly one of {', '.join(kinds)}; it has {given}")
-    if step.agent is None:
+    if step.workflow is not None:
+        for name in ("timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms", "service"):
+            if getattr(step, name) != Step.model_fields[name].default:
+                raise _Refused(
+                    f"{where}.{name}", "is of agents' attempts, and a workflow does this step; see workflow.timeout_ms"
+                )
+        if step.compensate is not None and step.compensate.agent is None:
+            raise _Refused(
+                f"{where}.compensate.agent",
+                "is missing: without a compensation the workflow is undone; name an agent, or drop it",
+            )
+    elif step.agent is None:
         for name in ("map", "repeat", "retry", "timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms", "service", "fallback",
             "fallbacks", "budget", "reserve",
         ):  # fmt: skip

@@ -19,6 +19,7 @@ from .codec import decode_object
 from .errors import InvalidRecord
 from .ids import Direction
 from .limits import EVENT_DEPTH_MAX
+from .statuses import WorkflowStatus
 
 TYPE_PREFIX: Final = "sagalog."
 
@@ -81,6 +82,23 @@ class Timer(StrEnum):
     """Of a service's circuit, in the outcomes topic."""
 
 
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """Of a workflow that does a step of another one: whose, and what it may use."""
+
+    workflow_id: str
+    root: str
+    """The workflow that nobody's step started."""
+    depth: Int
+    step: str
+    attempt: Int
+    token: str
+    """What the report of its end must return."""
+    tokens: Int | None = None
+    cost: Int | None = None
+    """What it may use, beside its own budget."""
+
+
 @dataclass(slots=True)  # not frozen: see StepCompleted
 class WorkflowStarted:
     """A request to run a workflow. `definition` is a name (the newest the partition knows) or `name@hash`."""
@@ -89,6 +107,7 @@ class WorkflowStarted:
     input: Any = None
     deadline_ms: Int | None = None
     correlation_id: str | None = None
+    parent: Parent | None = None
 
 
 @dataclass(slots=True)  # not frozen: one is made per step, and freezing triples what that costs
@@ -132,6 +151,49 @@ class CancelRequested:
 
     reason: str
     who: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChildEnded:
+    """Engine event, of another partition's owner: the workflow that does a step has ended, or is undone.
+
+    It is believed because of its token, as an agent's result is.
+    """
+
+    step: str
+    attempt: Int
+    direction: Direction
+    token: str
+    child: str
+    """Its id."""
+    status: WorkflowStatus
+    output: Any = None
+    kind: FailureKind | None = None
+    message: str | None = None
+    """Why it failed, or what is missing."""
+    tokens: Int | None = None
+    cost: Int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UndoRequested:
+    """Engine event: the workflow whose step this one did has to undo it."""
+
+    parent_token: str
+    """As the start had it: by it the parent is known."""
+    attempt: Int
+    token: str
+    """What the answer must return."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParentEnded:
+    """Engine event: the workflow whose step this one does is over; nothing will be asked any more."""
+
+    parent_token: str
+    terminate: Annotated[bool, Field(strict=True)] = False
+    """It was terminated, and so is this one."""
 
 
 class Action(StrEnum):
@@ -252,6 +314,9 @@ Event = (
     WorkflowStarted
     | StepCompleted
     | StepFailed
+    | ChildEnded
+    | UndoRequested
+    | ParentEnded
     | CancelRequested
     | SignalReceived
     | ActionRequested
@@ -268,6 +333,9 @@ KINDS: Final[dict[str, type[Any]]] = {
     "sagalog.workflow-started.v1": WorkflowStarted,
     "sagalog.step-completed.v1": StepCompleted,
     "sagalog.step-failed.v1": StepFailed,
+    "sagalog.child-ended.v1": ChildEnded,
+    "sagalog.undo-requested.v1": UndoRequested,
+    "sagalog.parent-ended.v1": ParentEnded,
     "sagalog.cancel-requested.v1": CancelRequested,
     "sagalog.signal-received.v1": SignalReceived,
     "sagalog.action-requested.v1": ActionRequested,
@@ -327,6 +395,10 @@ def _completed(document: dict[str, Any]) -> StepCompleted | None:
 
 def encode_event(event: Event) -> bytes:
     """The JSON value of an event, without fields that are None or false."""
-    return orjson.dumps(
-        {name: value for name in event.__slots__ if (value := getattr(event, name)) is not None and value is not False}
-    )
+    return orjson.dumps(_said(event), default=_said, option=orjson.OPT_PASSTHROUGH_DATACLASS)
+
+
+def _said(event: Any) -> dict[str, Any]:
+    return {
+        name: value for name in event.__slots__ if (value := getattr(event, name)) is not None and value is not False
+    }

@@ -70,6 +70,16 @@ def command_id(workflow_id: str, step: str, attempt: int, direction: Direction) 
     return f"{workflow_id}/{step}/{attempt}/{direction}"
 
 
+def child_id(workflow_id: str, step: str, attempt: int) -> str:
+    """The id of the workflow that does a step: the same for every time it is started."""
+    found = f"{workflow_id}/{step}.{attempt}"
+    if len(found.encode()) <= WORKFLOW_ID_BYTES_MAX:
+        return found
+    digest = blake2b(found.encode(), digest_size=16).hexdigest()
+    kept = workflow_id.encode()[: WORKFLOW_ID_BYTES_MAX - len(digest) - 1].decode(errors="ignore")
+    return f"{kept}~{digest}"
+
+
 def idempotency_key(workflow_id: str, step: str) -> str:
     """What an agent de-duplicates its effect on the world by: the same for all attempts, and for the compensation."""
     return f"{workflow_id}/{step}"

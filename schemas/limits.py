@@ -26,6 +26,8 @@ RECORD_BYTES_MAX: Final = 1_000_000
 
 DEFINITION_BYTES_MAX: Final = 262_144
 STEPS_MAX: Final = 100
+CHILD_DEPTH_MAX: Final = 8
+"""Workflows within workflows: a start deeper down is rejected, so that one that starts itself comes to an end."""
 NEEDS_MAX: Final = 50
 ITEMS_MAX: Final = 1_000
 """Items of all steps of one workflow that map. Each keeps its own state, and all must fit into one checkpoint; larger lists go

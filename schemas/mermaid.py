@@ -53,6 +53,8 @@ def _shape(step: Step) -> str:
         return f'{{{{"{name}<br/>signal {_text(step.wait_for.signal)}{optional}"}}}}'
     if step.task is not None:
         return f'[/"{name}<br/>{_text(step.task.title)}{optional}"/]'
+    if step.workflow is not None:
+        return f'[["{name}<br/>workflow {_text(step.workflow.definition)}{optional}"]]'
     agents = [step.agent or "", *(fallback.agent or "a constant" for fallback in fallbacks_of(step))]
     each = " for each" if step.map is not None else ""
     return f'["{name}<br/>{_text(", else ".join(agents))}{each}{optional}"]'

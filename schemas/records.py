@@ -136,6 +136,49 @@ class SignalRecord(TypedDict):
     payload: NotRequired[Any]
 
 
+class UndoAskedRecord(TypedDict):
+    """Which attempt at undoing a child's parent waits for."""
+
+    attempt: int
+    token: str
+
+
+class ParentRecord(TypedDict):
+    """Of a workflow that does a step of another one: whose."""
+
+    workflow_id: str
+    root: str
+    depth: int
+    step: str
+    attempt: int
+    token: str
+    tokens: NotRequired[int]
+    cost: NotRequired[int]
+    """What it may use, beside its own budget."""
+    undo: NotRequired[UndoAskedRecord]
+    over: NotRequired[bool]
+    """It has ended: nothing will be asked any more."""
+
+
+class ReportRecord(TypedDict):
+    """What a child told its parent at its end, kept until the parent is over."""
+
+    status: str
+    tokens: int
+    cost: int
+    output: NotRequired[Any]
+    kind: NotRequired[str]
+    message: NotRequired[str]
+
+
+class LineageRecord(TypedDict):
+    """Of a workflow that does a step of another one: whose, for all to see."""
+
+    workflow_id: str
+    root: str
+    step: str
+
+
 class PausedRecord(TypedDict):
     """Who paused a workflow, when and why."""
 
@@ -158,6 +201,8 @@ class CheckpointRecord(TypedDict):
     input: NotRequired[Any]
     deadline_ms: NotRequired[int]
     correlation_id: NotRequired[str]
+    parent: NotRequired[ParentRecord]
+    report: NotRequired[ReportRecord]
     trace: NotRequired[str]
     start: NotRequired[dict[str, Any]]
     """What a start that waits for its definition asked for beside its input."""
@@ -213,6 +258,7 @@ class ResultRecord(TypedDict):
     missing: list[MissingRecord]
     failure: NotRequired[FailureRecord]
     correlation_id: NotRequired[str]
+    parent: NotRequired[LineageRecord]
     usage: NotRequired[UsageRecord]
     steps: list[StepRecord]
     shortened: NotRequired[list[str]]

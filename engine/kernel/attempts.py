@@ -14,6 +14,7 @@ from sagalog.schemas.events import (
     UNKNOWN_OUTCOME,
     AttemptLost,
     AttemptRefused,
+    ChildEnded,
     FailureKind,
     StepCompleted,
     StepFailed,
@@ -31,8 +32,8 @@ from sagalog.schemas.limits import (
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import budgets
-from .closing import dead_letter, note_failure, review, undo_agent
+from . import budgets, children
+from .closing import dead_letter, note_failure, review
 from .effects import Answered, Called, Effect, Ignored, Reason
 from .fallbacks import fall_back
 from .plan import Plan, PlanStep
@@ -46,9 +47,9 @@ from .progress import (
     give_up,
     hold_undo,
 )
-from .state import StepState, WorkflowState
+from .state import DEGRADED_CHILD, StepState, WorkflowState, undo_agent
 
-AnyResult = StepCompleted | StepFailed | AttemptLost | AttemptRefused
+AnyResult = StepCompleted | StepFailed | ChildEnded | AttemptLost | AttemptRefused
 
 
 def completed(state: WorkflowState, plan: Plan, event: StepCompleted, size: int, effects: list[Effect]) -> None:
@@ -75,6 +76,37 @@ def completed(state: WorkflowState, plan: Plan, event: StepCompleted, size: int,
         step.stand_in = f"fallback:{step.agent}"
         # The step's own agent did not deliver: the manifest must say so, even though there is an output.
         end_step(state, plan, step, StepStatus.DEGRADED, "completed", effects)
+
+
+def child_ended(state: WorkflowState, plan: Plan, event: ChildEnded, size: int, effects: list[Effect]) -> None:
+    """The workflow that does a step has ended, or is undone."""
+    step = _awaited(state, plan, event, event.direction, event.token, effects)
+    if step is None:
+        return
+    spec = plan.steps[step.index]
+    well = event.status in children.ENDED_WELL and event.kind is None
+    if event.direction is Direction.COMPENSATE:
+        if children.undo_succeeded(event):
+            end_undo(state, plan, step, UndoStatus.DONE, "completed", effects)
+        else:
+            kind, message = children.failure_of(event)
+            _undo_failed(state, plan, step, _failure(state, kind, message, event), None, effects)
+        return
+    budgets.settle(spec, step, event.tokens, event.cost, unknown=False)
+    problem = _output_problem(state, spec, step, event.output, size) if well else None
+    if not well or problem is not None:
+        kind, message = (FailureKind.INVALID_OUTPUT, problem) if problem is not None else children.failure_of(event)
+        _step_failed(state, plan, step, _failure(state, kind, message, event), None, effects)
+        return
+    step.output = event.output
+    state.bytes += size
+    if event.status is WorkflowStatus.COMPLETED:
+        end_step(state, plan, step, StepStatus.DONE, "completed", effects)
+        return
+    step.stand_in = DEGRADED_CHILD
+    message = f"workflow {event.child!r} ended degraded: {event.message}"
+    note_failure(state, step.failures, _failure(state, FailureKind.TERMINAL, message, event))
+    end_step(state, plan, step, StepStatus.DEGRADED, "completed", effects)
 
 
 def failed(state: WorkflowState, plan: Plan, event: StepFailed, effects: list[Effect]) -> None:
@@ -209,6 +241,8 @@ def _step_failed(
         drop_step(state, plan, step, effects)
         return
     retried = kind in RETRIED and failure.get("error_type") not in spec.retry.terminal
+    if kind is FailureKind.INVALID_OUTPUT and children.by_child(spec, step):
+        retried = False  # what it did is done: the next child would do it once more
     delay_ms = _next_attempt_in_ms(state, spec, step, retry_after_ms) if retried else None
     if delay_ms is not None:
         back_off(state, spec, step, delay_ms, effects)

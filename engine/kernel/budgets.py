@@ -24,13 +24,41 @@ def breach(state: WorkflowState, plan: Plan, step: StepState, asked: Usage) -> s
     """Which budget an attempt at the step that may use so much would exceed, as a sentence; None when it fits."""
     spec = plan.steps[step.index]
     own, of_all = spec.budget, plan.definition.budget
-    if own is None and of_all is None:
+    if own is None and of_all is None and state.parent is None:
         return None
     parent = state.steps[step.index]
     problem = _exceeded(own, "step", parent.items or [parent], plan, asked) if own is not None else None
     if problem is None and of_all is not None:
         problem = _exceeded(of_all, "workflow", list(state.leaves()), plan, asked)
+    if problem is None and (allowed := _allowed(state)) is not None:
+        problem = _exceeded(allowed, "parent", list(state.leaves()), plan, asked)
     return problem
+
+
+def allowance(state: WorkflowState, plan: Plan, step: StepState) -> tuple[int | None, int | None]:
+    """Tokens and cost that the workflow which does the step may use: its reserve, or else what is left of the budgets."""
+    spec = plan.steps[step.index]
+    parent = state.steps[step.index]
+    held_back = reserve(spec, step)
+    budgets = [
+        (spec.budget, used(parent.items or [parent])),
+        (plan.definition.budget, used(state.leaves())),
+        (_allowed(state), used(state.leaves())),
+    ]
+    tokens = [budget.tokens - taken["tokens"] for budget, taken in budgets if budget and budget.tokens is not None]
+    cost = [budget.cost - taken["cost"] for budget, taken in budgets if budget and budget.cost is not None]
+    return (
+        held_back.tokens or (max(0, min(tokens)) if tokens else None),
+        held_back.cost or (max(0, min(cost)) if cost else None),
+    )
+
+
+def _allowed(state: WorkflowState) -> Budget | None:
+    """What the workflow's parent lets it use."""
+    if state.parent is None or not ("tokens" in state.parent or "cost" in state.parent):
+        return None
+    # Made without checking: what another workflow's budget had left is within its bounds.
+    return Budget.model_construct(tokens=state.parent.get("tokens"), cost=state.parent.get("cost"))
 
 
 def reserve(spec: PlanStep, step: StepState) -> Usage:

@@ -14,10 +14,11 @@ from sagalog.schemas.limits import FAILURES_KEPT_MAX, REMEMBER_MS, STATE_BYTES_M
 from sagalog.schemas.records import DeadLetterRecord, FailureRecord, MissingRecord, ResultRecord, ReviewRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
+from . import children
 from .budgets import used
 from .effects import DeadLettered, Effect, Finished, Moved, ReviewClosed, ReviewNeeded
 from .plan import Plan, PlanStep
-from .state import StepState, Trigger, WorkflowState, dump_steps, move_step
+from .state import NEVER, StepState, Trigger, WorkflowState, dump_steps, move_step, undo_agent
 
 # --- statuses
 
@@ -139,24 +140,6 @@ def _review(state: WorkflowState, kind: str, reason: str, step: str | None, deta
     return record
 
 
-def undo_agents(step: StepState, spec: PlanStep) -> list[str]:
-    """Who undoes a step, one after the other: the agent that the definition names for it, else whoever did it or may have."""
-    assert spec.compensate is not None
-    if spec.compensate.agent is not None:
-        return [spec.compensate.agent]
-    present = step.agent or spec.agent
-    did_it = step.status is StepStatus.DONE or (step.stand_in or "").startswith("fallback:")
-    # The newest first, as everywhere: a fallback agent, then those of which nobody can say whether they did it before.
-    found = dict.fromkeys([*([present] if did_it else ()), *reversed(step.suspects)])
-    return list(found) or [present]
-
-
-def undo_agent(step: StepState, spec: PlanStep) -> str:
-    """Who is undoing a step, or is to begin."""
-    agents = undo_agents(step, spec)
-    return agents[step.undo.turn if step.undo is not None else 0]
-
-
 # --- the end
 
 
@@ -187,12 +170,20 @@ def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: l
     spent = used(state.leaves())
     if spent["tokens"] or spent["cost"]:
         result["usage"] = spent
+    if state.parent is not None:
+        whose = state.parent
+        result["parent"] = {"workflow_id": whose["workflow_id"], "root": whose["root"], "step": whose["step"]}
     effects.append(Finished(result, state.trace))
+    gaps = [f"{gap['step']}: {gap['why']}" for gap in missing]
+    children.report(state, result.get("output"), gaps, effects)
+    if plan is not None:
+        children.let_go(state, plan, effects)
     state.finished_ms = state.now_ms
-    state.deadline_ms = state.now_ms + REMEMBER_MS
-    state.input = state.start = state.failure = state.paused = None
-    state.steps, state.signals, state.heard = [], [], []
-    state.bytes = 0
+    state.deadline_ms = NEVER if children.awaited(state) else state.now_ms + REMEMBER_MS
+    state.start = state.failure = state.paused = None
+    state.signals, state.heard = [], []
+    if not children.may_be_undone(state, plan):
+        state.steps, state.input, state.bytes = [], None, 0
 
 
 def manifest(state: WorkflowState, plan: Plan) -> list[MissingRecord]:

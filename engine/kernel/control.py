@@ -5,25 +5,25 @@ from __future__ import annotations
 from typing import assert_never
 
 from sagalog.schemas import ids
-from sagalog.schemas.events import Action, ActionRequested, CancelRequested, FailureKind
+from sagalog.schemas.events import Action, ActionRequested, CancelRequested, FailureKind, ParentEnded, UndoRequested
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, TEXT_CHARS_MAX
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import items
+from . import children, items
 from .closing import close_stop, finish, move_workflow, review
-from .effects import Answered, Dispatch, Effect, Ignored, Reason
+from .effects import Answered, Dispatch, Effect, Emit, Ignored, Reason
 from .plan import Plan
 from .progress import (
+    attempt,
     close_reviews,
     dispatch,
     dispatch_undo,
-    execute_dispatch,
     past_pivot,
     proceed,
     stop,
-    undo_dispatch,
+    undo_attempt,
     undo_next,
 )
 from .state import NEVER, Trigger, WorkflowState
@@ -40,6 +40,32 @@ def cancel(state: WorkflowState, plan: Plan | None, event: CancelRequested, effe
             finish(state, None, Trigger.CANCELLED, effects)
         case _:
             effects.append(Ignored(Reason.CANNOT_BE_CANCELLED, "CancelRequested"))
+
+
+def undo(state: WorkflowState, plan: Plan | None, event: UndoRequested, effects: list[Effect]) -> None:
+    """The workflow's parent undoes the step that this one did."""
+    reason = children.asked_to_undo(state, event)
+    if reason is not None:
+        effects.append(Ignored(reason, "UndoRequested"))
+    elif not state.steps:
+        children.tell(state, effects)  # it is undone, or there was nothing to undo, or it cannot be
+    elif plan is None or past_pivot(state, plan):
+        children.cannot_be_undone(state, effects)
+    else:
+        move_workflow(state, Trigger.UNDO_REQUESTED, effects)
+        state.finished_ms = 0
+        state.failure = _cause(state, event.reason)
+        undo_next(state, plan, effects)
+
+
+def parent_ended(state: WorkflowState, plan: Plan | None, event: ParentEnded, effects: list[Effect]) -> None:
+    """Nothing will be asked of this workflow any more. With a parent that was terminated it ends, too."""
+    reason = children.parent_ended(state, event)
+    if reason is not None:
+        effects.append(Ignored(reason, "ParentEnded"))
+    elif event.terminate and not state.terminal:
+        by = ActionRequested(Action.TERMINATE, "its parent was terminated", "its parent")
+        _terminate(state, plan, by, effects)
 
 
 def act(state: WorkflowState, plan: Plan | None, event: ActionRequested, effects: list[Effect]) -> None:
@@ -100,14 +126,15 @@ def _send_again(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None
     """What was out when the workflow stopped: its answers were ignored since. The same ids, so nothing is done twice."""
     for step in state.leaves():
         if step.status is StepStatus.RUNNING:
-            _again(execute_dispatch(state, plan, step), effects)
+            _again(attempt(state, plan, step), effects)
         if step.undo is not None and step.undo.status is UndoStatus.RUNNING:
-            _again(undo_dispatch(state, plan, step), effects)
+            _again(undo_attempt(state, plan, step), effects)
 
 
-def _again(sent: Dispatch, effects: list[Effect]) -> None:
+def _again(sent: Dispatch | Emit, effects: list[Effect]) -> None:
     # Whoever still counts the first sending stops counting it.
-    effects.append(Answered(sent.command.command_id))
+    if isinstance(sent, Dispatch):
+        effects.append(Answered(sent.command.command_id))
     effects.append(sent)
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from sagalog.schemas.commands import Command
 from sagalog.schemas.definitions import CircuitPolicy, WhenOpen
+from sagalog.schemas.events import Event
 from sagalog.schemas.records import DeadLetterRecord, ResultRecord, ReviewRecord
 
 
@@ -47,6 +48,18 @@ class Dispatch:
     trace: str | None = None
     maybe_sent: bool = False
     """Set by the runtime: an owner before may have sent it, so that refusing it does not mean that nobody was asked."""
+
+
+@dataclass(slots=True)
+class Emit:
+    """Write an event of another workflow, whichever partition holds it. Written twice, it counts once."""
+
+    workflow_id: str
+    event: Event
+    ce_id: str
+    trace: str | None = None
+    command_id: str | None = None
+    """Of the attempt that the other workflow is to answer."""
 
 
 @dataclass(slots=True)
@@ -157,6 +170,7 @@ class DefinitionKnown:
 
 Effect = (
     Dispatch
+    | Emit
     | Answered
     | Called
     | Finished

@@ -21,22 +21,25 @@ from sagalog.schemas.events import (
     AttemptLost,
     AttemptRefused,
     CancelRequested,
+    ChildEnded,
     DefinitionRegistered,
     Event,
     Owned,
+    ParentEnded,
     Quarantined,
     SignalReceived,
     StepCompleted,
     StepDecided,
     StepFailed,
     TimerFired,
+    UndoRequested,
     WorkflowStarted,
     parse_event,
 )
 from sagalog.schemas.ids import check_workflow_id
 from sagalog.schemas.statuses import WorkflowStatus
 
-from . import attempts, control, people, starts, timers
+from . import attempts, children, control, people, starts, timers
 from .closing import review
 from .effects import (
     ClaimLost,
@@ -143,6 +146,8 @@ class Partition:
         match event:
             case StepCompleted() | StepFailed() | WorkflowStarted():
                 pass  # first: these are nearly all
+            case ChildEnded() | UndoRequested() | ParentEnded():
+                pass  # of another partition's owner: believed by their tokens, whatever its epoch
             case CancelRequested() | ActionRequested() | SignalReceived() | StepDecided():
                 pass
             case Owned():
@@ -167,10 +172,10 @@ class Partition:
             self._fold(state, event, record, effects)
 
     def _fold(self, state: WorkflowState, event: Event, record: Record, effects: list[Effect]) -> None:
-        if state.terminal and not isinstance(event, TimerFired):
+        if state.terminal and not isinstance(event, TimerFired | UndoRequested | ParentEnded):
             effects.append(Ignored(Reason.ALREADY_FINISHED, type(event).__name__))
             return
-        if state.status is WorkflowStatus.QUARANTINED and not isinstance(event, ActionRequested):
+        if state.status is WorkflowStatus.QUARANTINED and not isinstance(event, ActionRequested | ParentEnded):
             effects.append(Ignored(Reason.STOPPED, type(event).__name__))
             return
         clock_before, offset_before, effects_before = state.now_ms, state.at_offset, len(effects)
@@ -186,6 +191,13 @@ class Partition:
             case StepFailed():
                 if _started(state, plan, event, effects):
                     attempts.failed(state, plan, event, effects)  # type: ignore[arg-type]
+            case ChildEnded():
+                if _started(state, plan, event, effects):
+                    attempts.child_ended(state, plan, event, record.size, effects)  # type: ignore[arg-type]
+            case UndoRequested():
+                control.undo(state, plan, event, effects)
+            case ParentEnded():
+                control.parent_ended(state, plan, event, effects)
             case AttemptLost():
                 if _started(state, plan, event, effects):
                     attempts.lost(state, plan, event, effects)  # type: ignore[arg-type]
@@ -220,6 +232,8 @@ class Partition:
         effects: list[Effect],
     ) -> None:
         if state is not None:
+            if event.parent is not None:
+                children.started_again(state, event.parent, effects)
             effects.append(Ignored(Reason.DUPLICATE_START, "WorkflowStarted"))
             return
         name, _, hash_ = event.definition.partition("@")

@@ -25,12 +25,12 @@ from sagalog.schemas.records import FailureRecord, SignalRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
 from . import control, waits
-from .closing import close_review, dead_letter, move_step_to, note_failure, undo_agents
+from .closing import close_review, dead_letter, move_step_to, note_failure
 from .effects import Effect, Ignored, Reason
 from .plan import Plan, PlanStep
 from .progress import dispatch_undo, end_step, end_undo, fail_step, give_up, past_pivot, proceed
 from .record import Record
-from .state import StepState, WorkflowState
+from .state import StepState, WorkflowState, undo_agents
 
 FromOutside = ActionRequested | SignalReceived | StepDecided
 

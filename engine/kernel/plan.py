@@ -11,6 +11,7 @@ from sagalog.schemas.conditions import Condition
 from sagalog.schemas.definitions import (
     Binding,
     Budget,
+    Child,
     CircuitPolicy,
     Compensation,
     Definition,
@@ -48,7 +49,8 @@ class PlanStep:
     index: int
     name: str
     agent: str
-    """Empty when the step awaits something instead."""
+    """Empty when the step awaits something instead, `@` and the definition when another workflow does it."""
+    child: Child | None
     awaits: Sleep | WaitFor | Task | None
     resolve_until: Resolve | None
     """Of a sleep until a time."""
@@ -120,6 +122,10 @@ class Plan:
     input_validator: SchemaValidator | None
     pivots: bool
     """Whether any of its steps is a pivot."""
+    has_children: bool
+    """Whether other workflows do some of its steps."""
+    undoable: bool
+    """Whether any of its steps can be undone."""
     signals: frozenset[str]
     """Names of signals that some step waits for."""
 
@@ -159,7 +165,8 @@ def compile_plan(definition: Definition) -> Plan:
         PlanStep(
             index=place,
             name=step.name,
-            agent=step.agent or "",
+            agent=step.agent or (f"@{step.workflow.definition}" if step.workflow is not None else ""),
+            child=step.workflow,
             awaits=step.sleep or step.wait_for or step.task,
             resolve_until=_compile(step.sleep.until, index) if step.sleep is not None and step.sleep.until else None,
             payload_validator=_payload_validator(step),
@@ -182,7 +189,7 @@ def compile_plan(definition: Definition) -> Plan:
             critical=step.critical,
             when_failed=step.when_failed,
             default=step.default,
-            compensate=step.compensate,
+            compensate=step.compensate if step.compensate is not None else _undone_by_child(step),
             resolve_undo_input=_compile_undo(step, place, index),
             service=step.service,
             when_open=step.when_open,
@@ -204,8 +211,15 @@ def compile_plan(definition: Definition) -> Plan:
         resolve_output=_compile(definition.output, index) if definition.output is not None else None,
         input_validator=definition.input_validator,
         pivots=any(step.pivot for step in definition.steps),
+        has_children=any(step.child is not None for step in steps),
+        undoable=any(step.compensate is not None for step in steps),
         signals=frozenset(step.wait_for.signal for step in definition.steps if step.wait_for is not None),
     )
+
+
+def _undone_by_child(step: Step) -> Compensation | None:
+    # It is asked once: a workflow that could not be undone is over, and has retried by itself.
+    return Compensation(retry=Retry(attempts=1)) if step.workflow is not None and not step.irreversible else None
 
 
 def _payload_validator(step: Step) -> SchemaValidator | None:

@@ -22,7 +22,7 @@ from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import budgets, fallbacks, items, waits
+from . import budgets, children, fallbacks, items, waits
 from .closing import (
     close_review,
     close_step,
@@ -32,12 +32,20 @@ from .closing import (
     move_workflow,
     note_failure,
     review,
+)
+from .effects import Dispatch, Effect, Emit, Moved
+from .plan import Plan, PlanStep
+from .state import (
+    DEGRADED_CHILD,
+    NEVER,
+    StepState,
+    Trigger,
+    WorkflowState,
+    move_undo,
     undo_agent,
     undo_agents,
+    undone_by_child,
 )
-from .effects import Dispatch, Effect, Moved
-from .plan import Plan, PlanStep
-from .state import NEVER, StepState, Trigger, WorkflowState, move_undo
 
 ENDED_WELL = (StepStatus.DONE, StepStatus.DEGRADED, StepStatus.SKIPPED)
 _STOPPABLE = (StepStatus.WAITING, StepStatus.BACKING_OFF, StepStatus.AWAITING, StepStatus.HELD)
@@ -103,10 +111,12 @@ def _needed(state: WorkflowState, when: Condition, spec: PlanStep) -> bool:
 def dispatch(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
     """Sends the next attempt of a step, or of an item, if the budgets allow it."""
     problem = budgets.breach(state, plan, step, budgets.reserve(plan.steps[step.index], step))
-    if problem is None:
-        send(state, plan, step, effects)
-    else:
+    if problem is not None:
         fallbacks.fall_back(state, plan, step, fallbacks.over_budget(state, step, problem), effects)
+    elif (problem := children.problem(state, plan, step)) is not None:
+        _cannot_begin(state, plan, step, problem, effects)
+    else:
+        send(state, plan, step, effects)
 
 
 def send(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
@@ -117,11 +127,25 @@ def send(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect
     step.attempt += 1
     if not step.started_ms:
         step.started_ms = state.now_ms
-    effects.append(execute_dispatch(state, plan, step))
+    effects.append(attempt(state, plan, step))
+
+
+def attempt(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch | Emit:
+    """The effect that sends the step's current attempt to whoever does it; the same each time it is made."""
+    if children.by_child(plan.steps[step.index], step):
+        return children.start(state, plan, step)
+    return execute_dispatch(state, plan, step)
+
+
+def undo_attempt(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch | Emit:
+    """The effect that sends the current attempt at undoing a step; the same each time it is made."""
+    if undone_by_child(step, plan.steps[step.index]):
+        return children.undo(state, plan, step)
+    return undo_dispatch(state, plan, step)
 
 
 def execute_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch:
-    """The effect that sends the step's current attempt; the same each time it is made."""
+    """The command of the step's current attempt."""
     spec = plan.steps[step.index]
     service = spec.service if step.agent is None else None
     command = _command(state, spec, step, Direction.EXECUTE, step.attempt, step.agent or spec.agent, service)
@@ -215,6 +239,7 @@ def stop(state: WorkflowState, plan: Plan, trigger: Trigger, cause: FailureRecor
             items.stop(state, plan, step, effects)
         elif step.status in _STOPPABLE:
             cancel_step(state, plan, step, effects)
+    children.cancel_running(state, plan, effects)
     undo_next(state, plan, effects)
 
 
@@ -287,11 +312,11 @@ def dispatch_undo(state: WorkflowState, plan: Plan, step: StepState, effects: li
         undo.order = state.undone_steps
         undo.started_ms = state.now_ms
     effects.append(_moved_undo(state, spec.name_of(step), before, undo.status, "dispatched", undo.attempt))
-    effects.append(undo_dispatch(state, plan, step))
+    effects.append(undo_attempt(state, plan, step))
 
 
 def undo_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch:
-    """The effect that sends the current attempt at undoing a step; the same each time it is made."""
+    """The command of the current attempt at undoing a step."""
     spec = plan.steps[step.index]
     assert spec.compensate is not None and step.undo is not None
     agent = undo_agent(step, spec)
@@ -341,8 +366,8 @@ def _to_undo(step: StepState, plan: Plan) -> bool:
         return False  # what a step that maps or repeats did, its items did
     # A step whose outcome is unknown may have had its effect: it is undone like one that is known to have had it. What a
     # fallback agent did in its place has to be undone, too (`undo_agents`); a default or a constant did nothing.
-    by_fallback = step.stand_in is not None and step.stand_in.startswith("fallback:")
-    return step.status is StepStatus.DONE or step.unknown or by_fallback
+    done = step.stand_in is not None and (step.stand_in.startswith("fallback:") or step.stand_in == DEGRADED_CHILD)
+    return step.status is StepStatus.DONE or step.unknown or done
 
 
 def _how_it_ended(state: WorkflowState) -> Trigger:

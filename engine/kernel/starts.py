@@ -9,6 +9,7 @@ from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import FailureKind, WorkflowStarted
 from sagalog.schemas.ids import check_name, check_workflow_id
 from sagalog.schemas.limits import (
+    CHILD_DEPTH_MAX,
     CORRELATION_ID_CHARS_MAX,
     DEADLINE_MS_MAX,
     DEFINITION_WAIT_MS,
@@ -20,6 +21,7 @@ from sagalog.schemas.limits import (
     TRACE_BYTES_MAX,
 )
 
+from . import children
 from .closing import finish, move_workflow
 from .effects import Effect
 from .plan import Plan
@@ -48,6 +50,7 @@ def start(
         trace=record.trace.decode(errors="replace") if record.trace and len(record.trace) <= TRACE_BYTES_MAX else None,
         at_offset=record.offset,
         bytes=record.size,
+        parent=children.remember_parent(event.parent) if event.parent is not None else None,
     )
     problem = _problem(workflow_id, event, record.size, plan)
     if problem is not None:
@@ -118,6 +121,11 @@ def _problem(workflow_id: str, event: WorkflowStarted, size: int, plan: Plan | N
         return (
             FailureKind.INVALID_INPUT,
             f"input: the start is {size:,} bytes, more than {PAYLOAD_BYTES_MAX:,}; store it elsewhere and pass a reference",
+        )
+    if event.parent is not None and event.parent.depth > CHILD_DEPTH_MAX:
+        return (
+            FailureKind.INVALID_INPUT,
+            f"parent: workflows within workflows are {event.parent.depth} deep, more than {CHILD_DEPTH_MAX}",
         )
     if event.deadline_ms is not None and not 10 <= event.deadline_ms <= DEADLINE_MS_MAX:
         return FailureKind.INVALID_INPUT, f"deadline_ms: {event.deadline_ms} is not within 10 to {DEADLINE_MS_MAX}"

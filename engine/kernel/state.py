@@ -13,13 +13,25 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from sagalog.schemas.records import CheckpointRecord, FailureRecord, PausedRecord, SignalRecord, StepRecord, UndoRecord
+from sagalog.schemas.records import (
+    CheckpointRecord,
+    FailureRecord,
+    ParentRecord,
+    PausedRecord,
+    ReportRecord,
+    SignalRecord,
+    StepRecord,
+    UndoRecord,
+)
 from sagalog.schemas.statuses import TERMINAL, StepStatus, UndoStatus, WorkflowStatus
 
 from .plan import Plan, PlanStep
 
 NEVER: Final = 1 << 62
 """Later than every deadline."""
+
+DEGRADED_CHILD: Final = "workflow"
+"""Whose the output of a step is when the workflow that did it ended degraded."""
 
 
 class Trigger(StrEnum):
@@ -43,6 +55,7 @@ class Trigger(StrEnum):
     RESUMED = "resumed"
     RESUMED_UNDOING = "resumed_undoing"
     TERMINATED = "terminated"
+    UNDO_REQUESTED = "undo_requested"
 
 
 _W = WorkflowStatus
@@ -68,6 +81,9 @@ WORKFLOW_MOVES: Final[dict[tuple[WorkflowStatus | None, Trigger], WorkflowStatus
     (_W.COMPENSATING, _T.UNDONE_AFTER_CANCEL): _W.CANCELLED,
     (_W.COMPENSATING, _T.UNDONE_FOR_REVIEW): _W.REVIEW,
     (_W.COMPENSATING, _T.NOT_ALL_UNDONE): _W.COMPENSATION_FAILED,
+    # a child that ended well is undone with its parent's step
+    (_W.COMPLETED, _T.UNDO_REQUESTED): _W.COMPENSATING,
+    (_W.DEGRADED, _T.UNDO_REQUESTED): _W.COMPENSATING,
     # a record that could not be read or folded stops what it belongs to
     (_W.WAITING, _T.RECORD_QUARANTINED): _W.QUARANTINED,
     (_W.RUNNING, _T.RECORD_QUARANTINED): _W.QUARANTINED,
@@ -210,7 +226,10 @@ class StepState:
 
 @dataclass(slots=True)
 class WorkflowState:
-    """One workflow. A finished one keeps only its status and dates (a stub), by which a second start is recognised."""
+    """One workflow. A finished one keeps only its status and dates (a stub), by which a second start is recognised.
+
+    One that does a step of another workflow keeps its report, and its steps as long as they may have to be undone.
+    """
 
     workflow_id: str
     definition: str
@@ -225,6 +244,10 @@ class WorkflowState:
     deadline_ms: int = NEVER
     """While waiting: until when for the definition. Finished: until when the id is remembered."""
     correlation_id: str | None = None
+    parent: ParentRecord | None = None
+    """Of a workflow that does a step of another one: whose."""
+    report: ReportRecord | None = None
+    """What it told its parent at its end, until that one is over."""
     trace: str | None = None
     failure: FailureRecord | None = None
     stopped: str | None = None
@@ -300,10 +323,34 @@ class WorkflowState:
         for step in self.leaves():
             spec = plan.steps[step.index]
             if step.status is StepStatus.RUNNING:
-                longest = max(longest, spec.patience_ms)
-            elif step.undo is not None and step.undo.status is UndoStatus.RUNNING:
+                longest = max(longest, spec.patience_ms if spec.child is None or step.agent is not None else 0)
+            elif step.undo is not None and step.undo.status is UndoStatus.RUNNING and not undone_by_child(step, spec):
                 longest = max(longest, spec.undo_patience_ms)
         return longest
+
+
+def undo_agents(step: StepState, spec: PlanStep) -> list[str]:
+    """Who undoes a step, one after the other: the agent that the definition names for it, else whoever did it or may have."""
+    assert spec.compensate is not None
+    if spec.compensate.agent is not None:
+        return [spec.compensate.agent]
+    present = step.agent or spec.agent
+    stand_in = step.stand_in or ""
+    did_it = step.status is StepStatus.DONE or stand_in.startswith("fallback:") or stand_in == DEGRADED_CHILD
+    # The newest first, as everywhere: a fallback agent, then those of which nobody can say whether they did it before.
+    found = dict.fromkeys([*([present] if did_it else ()), *reversed(step.suspects)])
+    return list(found) or [present]
+
+
+def undo_agent(step: StepState, spec: PlanStep) -> str:
+    """Who is undoing a step, or is to begin."""
+    agents = undo_agents(step, spec)
+    return agents[step.undo.turn if step.undo is not None else 0]
+
+
+def undone_by_child(step: StepState, spec: PlanStep) -> bool:
+    """Whether it is the workflow that did the step that undoes it, or is to."""
+    return spec.child is not None and spec.compensate is not None and undo_agent(step, spec) == spec.agent
 
 
 def dump(state: WorkflowState, plan: Plan | None) -> CheckpointRecord:
@@ -324,9 +371,14 @@ def dump(state: WorkflowState, plan: Plan | None) -> CheckpointRecord:
         record["correlation_id"] = state.correlation_id
     if state.trace is not None:
         record["trace"] = state.trace
+    if state.parent is not None:
+        record["parent"] = state.parent
+    if state.report is not None:
+        record["report"] = state.report
     if state.finished_ms:
         record["finished_ms"] = state.finished_ms
-        return record  # type: ignore[return-value]
+        if not state.steps:
+            return record  # type: ignore[return-value]
     record["input"] = state.input
     record["bytes"] = state.bytes
     if state.failure is not None:
@@ -427,6 +479,8 @@ def restore(workflow_id: str, record: dict[str, Any]) -> WorkflowState:
         input=record.get("input"),
         deadline_ms=record.get("deadline_ms", NEVER),
         correlation_id=record.get("correlation_id"),
+        parent=record.get("parent"),
+        report=record.get("report"),
         trace=record.get("trace"),
         failure=record.get("failure"),
         stopped=record.get("stopped"),

@@ -120,6 +120,7 @@ class Session:
         self._snapshot_interval_s = snapshot_interval_s
         self._consumer: Consumer | None = None
         self._producer: Producer | None = None
+        self._partitions = 1
         self._outcome_partitions = 1
         self.processors: dict[TopicPartition, Processor] = {}
         self._suspended: dict[TopicPartition, Processor] = {}
@@ -137,7 +138,7 @@ class Session:
 
     async def run(self, stop: asyncio.Event) -> None:
         self._outcome_partitions = await self._require(self._topics.outcomes)
-        partitions = await self._require(self._topics.events)
+        partitions = self._partitions = await self._require(self._topics.events)
         circuit_partitions = await self._require(self._topics.circuits)
         self._producer = await self._log.producer(f"engine-{self._engine.member}")
         try:
@@ -295,7 +296,9 @@ class Session:
         if partition.topic == self._topics.events:
 
             def make(append: Append) -> Machine:
-                machine = WorkflowMachine(self._topics, number, self._outcome_partitions, append, self._metrics)
+                machine = WorkflowMachine(
+                    self._topics, number, self._partitions, self._outcome_partitions, append, self._metrics
+                )
                 for service, view in self._circuits.items():
                     machine.circuit(service, view)
                 return machine

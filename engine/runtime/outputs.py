@@ -65,9 +65,9 @@ def command(effect: Dispatch) -> Out:
     )
 
 
-def event(workflow_id: str, value: Event, ce_id: str) -> Out:
+def event(workflow_id: str, value: Event, ce_id: str, trace: str | None = None) -> Out:
     """An event of the engine's own, for `events` or `outcomes`."""
-    return Out(workflow_id.encode(), encode_event(value), headers(TYPE_OF[type(value)], ce_id))
+    return Out(workflow_id.encode(), encode_event(value), headers(TYPE_OF[type(value)], ce_id, trace))
 
 
 def result(effect: Finished) -> Out:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from sagalog.engine.kernel.children import by_child
 from sagalog.engine.kernel.effects import (
     Answered,
     Called,
@@ -17,6 +18,7 @@ from sagalog.engine.kernel.effects import (
     DefinitionKnown,
     Dispatch,
     Effect,
+    Emit,
     Finished,
     Ignored,
     Moved,
@@ -29,7 +31,7 @@ from sagalog.engine.kernel.effects import (
 from sagalog.engine.kernel.partition import Partition
 from sagalog.engine.kernel.plan import Plan
 from sagalog.engine.kernel.progress import execute_dispatch, undo_dispatch
-from sagalog.engine.kernel.state import NEVER, WorkflowState, dump
+from sagalog.engine.kernel.state import NEVER, WorkflowState, dump, undone_by_child
 from sagalog.engine.kernel.timers import due_timers
 from sagalog.schemas import records
 from sagalog.schemas.codec import decode_object, encode
@@ -65,12 +67,19 @@ class WorkflowMachine:
     """One partition of `events`."""
 
     def __init__(
-        self, topics: Topics, partition: int, outcome_partitions: int, append: Append, metrics: EngineMetrics
+        self,
+        topics: Topics,
+        partition: int,
+        partitions: int,
+        outcome_partitions: int,
+        append: Append,
+        metrics: EngineMetrics,
     ) -> None:
         self.input = TopicPartition(topics.events, partition)
         self.checkpoints = TopicPartition(topics.checkpoints, partition)
         self._topics = topics
         self._partition = partition
+        self._partitions = partitions
         self._outcome_partitions = outcome_partitions
         self._service_partitions: dict[str, int] = {}
         self._append = append
@@ -88,6 +97,9 @@ class WorkflowMachine:
         """Per agent the commands that this batch of records caused; they go out together."""
         self._backlog: list[tuple[str, Out]] = []
         """Results, dead letters, reviews, quarantined records of the records folded before this owner was live."""
+        self._emits: dict[str, Emit] = {}
+        """Events of other workflows, by what their answer names or else their own id: caused since the last batch, or, before
+        this owner was live, since its marker and not answered since."""
         self._to_stop: list[tuple[str, str, str]] = []
         """(workflow, origin, reason) of records that could not be read or folded, until their event is appended."""
         self._dirty: dict[str, None] = {}
@@ -251,6 +263,7 @@ class WorkflowMachine:
                     self.gate.answered(answered)
                     if not self._live:
                         self._outbox.pop(answered, None)
+                        self._emits.pop(answered, None)
                 case Called():
                     self._outcomes.note(effect, message.offset, self._policy(effect))
                     self._metrics.called(effect)
@@ -259,6 +272,8 @@ class WorkflowMachine:
                         self._dispatch(effect)
                     else:
                         self._outbox[effect.command.command_id] = effect
+                case Emit():
+                    self._emits[effect.command_id or effect.ce_id] = effect
                 case Finished():
                     self._backlog.append((self._topics.results, outputs.result(effect)))
                     self._metrics.finished(effect)
@@ -368,6 +383,13 @@ class WorkflowMachine:
         self._backlog.clear()
         for topic, found in by_topic.items():
             self._append(topic, 0 if topic == self._topics.quarantine else self._partition, found)
+        by_partition: dict[int, list[Out]] = {}
+        for emit in self._emits.values():
+            out = outputs.event(emit.workflow_id, emit.event, emit.ce_id, emit.trace)
+            by_partition.setdefault(partition_of(out.key or b"", self._partitions), []).append(out)
+        self._emits.clear()
+        for partition, found in by_partition.items():
+            self._append(self._topics.events, partition, found)
 
     def go_live(self, now_ms: int) -> None:
         self._live = True
@@ -496,11 +518,12 @@ class WorkflowMachine:
         if state is None or plan is None:
             return
         for step in state.leaves():
-            name = plan.steps[step.index].name_of(step)
+            spec = plan.steps[step.index]
+            name = spec.name_of(step)
             out = []
-            if step.status is StepStatus.RUNNING:
+            if step.status is StepStatus.RUNNING and not by_child(spec, step):
                 out.append((step.attempt, Direction.EXECUTE))
-            if step.undo is not None and step.undo.status is UndoStatus.RUNNING:
+            if step.undo is not None and step.undo.status is UndoStatus.RUNNING and not undone_by_child(step, spec):
                 out.append((step.undo.attempt, Direction.COMPENSATE))
             for attempt, direction in out:
                 lost_id = command_id(workflow_id, name, attempt, direction)

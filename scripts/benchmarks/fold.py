@@ -63,7 +63,7 @@ class _World:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, Out]] = []
-        self.machine = WorkflowMachine(Topics("bench"), 0, 8, self._append, EngineMetrics())
+        self.machine = WorkflowMachine(Topics("bench"), 0, 8, 8, self._append, EngineMetrics())
         self.machine.tick(START_MS, START_MS)
 
     def _append(self, topic: str, partition: int, records: Sequence[Out]) -> None:

@@ -16,10 +16,12 @@ from sagalog.engine.runtime import outputs
 from sagalog.engine.runtime.gate import CircuitView
 from sagalog.engine.runtime.metrics import EngineMetrics
 from sagalog.engine.runtime.workflows import WorkflowMachine
-from sagalog.schemas.definitions import Compensation, Definition, Step, WhenOpen
+from sagalog.schemas import ids
+from sagalog.schemas.definitions import Child, Compensation, Definition, Step, WhenOpen
 from sagalog.schemas.events import (
     TYPE_OF,
     CancelRequested,
+    ChildEnded,
     DefinitionRegistered,
     Event,
     FailureKind,
@@ -29,8 +31,9 @@ from sagalog.schemas.events import (
     encode_event,
 )
 from sagalog.schemas.ids import Direction
-from sagalog.schemas.statuses import CircuitStatus
+from sagalog.schemas.statuses import CircuitStatus, WorkflowStatus
 from sagalog.topics.log import Headers, Out
+from sagalog.topics.partitioner import partition_of
 from sagalog.topics.specs import Topics
 
 START_MS = 1_000_000
@@ -55,13 +58,17 @@ class World:
     offset: int = 0
     now_ms: int = START_MS
     sent: list[tuple[str, Out]] = field(default_factory=list)
+    placed: list[tuple[str, int, Out]] = field(default_factory=list)
+    """The same, each with its partition."""
+    partitions: int = 1
 
     def __post_init__(self) -> None:
-        self.machine = WorkflowMachine(Topics("t"), 0, 1, self._append, EngineMetrics())
+        self.machine = WorkflowMachine(Topics("t"), 0, self.partitions, 1, self._append, EngineMetrics())
         self.machine.tick(self.now_ms, self.now_ms)
 
     def _append(self, topic: str, partition: int, records: Sequence[Out]) -> None:
         self.sent += [(topic, record) for record in records]
+        self.placed += [(topic, partition, record) for record in records]
 
     def owner_changed(self, epoch: int, member: str) -> None:
         if member == self.member:
@@ -80,6 +87,7 @@ class World:
     def fold(self, *records: Record) -> list[tuple[str, Any]]:
         """What the machine appended meanwhile: (topic, document)."""
         self.sent.clear()
+        self.placed.clear()
         self.machine.fold(records, self)
         return self.appended()
 
@@ -189,6 +197,54 @@ def test_a_timer_that_came_too_early_is_set_again_by_how_much_it_was() -> None:
     ((_, again), *_) = world.tick(1)
     ((topic, command), *_) = world.fold(Record(world.offset + 1, broker_ms + 5 + due_in_ms, b"w1", *_timer(again)))
     assert (topic, command["attempt"]) == ("t.commands.worker", 2)
+
+
+# --- workflows that do steps of others
+
+ORDER = Definition(
+    name="saga",
+    steps=(
+        Step(name="ship", workflow=Child(definition="ship", timeout_ms=60_000)),
+        Step(name="thank", agent="mail", needs=("ship",)),
+    ),
+)
+"""Of five partitions its children w1/ship.1 and w2/ship.1 are in two."""
+
+
+def test_a_child_is_started_in_the_partition_of_its_id_and_never_lost() -> None:
+    world = World(partitions=5)
+    world.fold(world.record(Owned(1, "me"), "@owner"))
+
+    world.fold(*started(world, ORDER), world.record(WorkflowStarted("saga"), "w2"))
+
+    assert [(out.key, partition) for _, partition, out in world.placed] == [
+        (key.encode(), partition_of(key.encode(), 5)) for key in ("w1/ship.1", "w2/ship.1")
+    ]
+    assert len({partition for _, partition, _ in world.placed}) == 2
+    assert world.machine.stats()["attempts_out"] == 0
+    assert world.tick(86_400_000) == []
+
+
+def test_after_a_take_over_only_children_that_have_not_answered_are_started_again() -> None:
+    world = World()
+    before = [*started(world, ORDER), world.record(WorkflowStarted("saga"), "w2")]
+    token = ids.token("seed", ids.command_id("w1", "ship", 1, Direction.EXECUTE))
+    ended = ChildEnded("ship", 1, Direction.EXECUTE, token, "w1/ship.1", WorkflowStatus.COMPLETED)
+
+    appended = world.fold(*before, world.record(ended), world.record(Owned(1, "me"), "@owner"))
+
+    assert [(topic, document["step"]) for topic, document in appended if "step" in document] == [
+        ("t.commands.mail", "thank")
+    ]
+    assert [out.key for topic, _, out in world.placed if topic == "t.events"] == [b"w2/ship.1"]
+
+
+def test_after_a_take_over_an_attempt_of_a_child_is_not_lost() -> None:
+    world = World()
+    world.fold(*started(world, ORDER), world.record(Owned(1, "me"), "@owner"))
+
+    assert world.machine.fold_state.get("w1").watch_ms(world.machine.fold_state.plans[ORDER.hash]) == 0  # type: ignore[union-attr]
+    assert world.tick(86_400_000) == []
 
 
 def _timer(document: Any) -> tuple[bytes, Headers]:

@@ -9,6 +9,7 @@ import pytest
 from sagalog.agents import Context, Terminal, Undo, agent
 from sagalog.engine.testing import NothingMoves, SagaTest
 from sagalog.schemas.definitions import (
+    Child,
     Compensation,
     Definition,
     Map,
@@ -65,6 +66,33 @@ def test_a_saga_runs_on_the_real_engine_and_the_real_host() -> None:
     assert ended.status == "completed"
     assert ended.output == {"charge": {"charged": 5}}
     assert reserved == ["tea"]
+
+
+def test_a_workflow_does_a_step_of_another_and_is_undone_with_it() -> None:
+    parent = Definition(
+        name="shop",
+        steps=(
+            Step(name="order", workflow=Child(definition="order", timeout_ms=60_000)),
+            Step(name="thank", agent="mail", needs=("order",), input=from_step("order", "charge")),
+        ),
+    )
+
+    @agent("mail")
+    def mail(value: Any) -> None:
+        raise Terminal("no such address")
+
+    with SagaTest([ORDER, parent], [stock, bank, mail]) as t:
+        ended = t.run("shop", {"sku": "tea", "amount": 5})
+        child = t.history(f"{ended.record['workflow_id']}/order.1")
+
+    assert ended.status == "compensated"
+    assert [line for line in child if line.startswith("workflow")] == [
+        "workflow: new -> running",
+        "workflow: running -> completed",
+        "workflow: completed -> compensating",
+        "workflow: compensating -> cancelled",
+    ]
+    assert reserved == []
 
 
 def test_a_failing_agent_is_retried() -> None:

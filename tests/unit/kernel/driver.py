@@ -7,6 +7,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from sagalog.engine.kernel.effects import (
     DefinitionKnown,
     Dispatch,
     Effect,
+    Emit,
     Finished,
     Ignored,
     Moved,
@@ -106,6 +108,8 @@ class Driver:
         self.now_ms = START_MS
         self.round_trip = round_trip
         self.moves: list[Moved] = []
+        self.emitted: deque[Emit] = deque()
+        """Events for other workflows that `deliver` has not written yet."""
         self.append(Owned(epoch=1, member="test"), key=b"@owner")
         for definition in definitions:
             self.register(definition)
@@ -125,10 +129,20 @@ class Driver:
         effects: list[Effect] = []
         self.partition.apply(record, effects)
         self.moves += [effect for effect in effects if isinstance(effect, Moved)]
+        self.emitted += [effect for effect in effects if isinstance(effect, Emit)]
         TAKEN.note(effects)
         if self.round_trip:
             for workflow_id, state in list(self.partition.hot.items()):
                 self.partition.rest(workflow_id, encode(dump(state, self.partition.plan_of(state))))
+        return effects
+
+    def deliver(self, *, times: int = 1) -> list[Effect]:
+        """Writes what the workflows have for each other, each event so many times, until they have nothing more to say."""
+        effects: list[Effect] = []
+        while self.emitted:
+            sent = self.emitted.popleft()
+            for _ in range(times):
+                effects += self.append(sent.event, key=sent.workflow_id.encode(), ce_id=sent.ce_id)
         return effects
 
     # --- events in short
@@ -152,6 +166,20 @@ class Driver:
         direction = Direction.COMPENSATE if undo else Direction.EXECUTE
         token = self.token(step, attempt, direction, workflow_id)
         return self.append(StepCompleted(step, attempt, direction, token, output, **more), key=workflow_id.encode())
+
+    def answer(
+        self, workflow_id: str, step: str, output: Any = None, *, attempt: int = 1, undo: bool = False,
+        fails: bool = False, tokens: int | None = None,
+    ) -> list[Effect]:  # fmt: skip
+        """An agent answers a workflow that another one started, whose seed is not this driver's."""
+        direction = Direction.COMPENSATE if undo else Direction.EXECUTE
+        state = self.partition.get(workflow_id)
+        assert state is not None
+        token = ids.token(state.seed, ids.command_id(workflow_id, step, attempt, direction))
+        event: Event = StepCompleted(step, attempt, direction, token, output, tokens=tokens)
+        if fails:
+            event = StepFailed(step, attempt, direction, token, FailureKind.TERMINAL, "no")
+        return self.append(event, key=workflow_id.encode())
 
     def fail(
         self,
@@ -368,6 +396,8 @@ def _line(effect: Effect) -> str:
             return (
                 f"{'undo ' if effect.undo else ''}{effect.step} {effect.before} -> {effect.after} by {effect.trigger}"
             )
+        case Emit(workflow_id=other, event=event):
+            return f"emit {type(event).__name__} to {other}"
         case Finished(result=record):
             return f"finished {record['status']}"
         case DeadLettered(record=letter):

@@ -333,6 +333,21 @@ def starts(d: Driver) -> None:
     d.done("a", [1])
 
 
+def children(d: Driver) -> None:
+    d.register(saga(step("pick", compensate={}), name="ship"))
+    by = {"definition": "ship", "timeout_ms": 60_000}
+    d.register(saga(waiting("sent", workflow=by), step("thanked", "sent"), name="order", budget={"tokens": 50}))
+    d.start("order")
+    d.deliver()
+    child = f"{WORKFLOW}/sent.1"
+    for undo in (False, True):
+        d.answer(child, "pick", undo=undo)
+        d.deliver()
+        if not undo:
+            d.fail("thanked", FailureKind.TERMINAL)
+            d.deliver()
+
+
 STORIES: dict[str, Callable[[Driver], None]] = {
     story.__name__: story
     for story in (
@@ -358,6 +373,7 @@ STORIES: dict[str, Callable[[Driver], None]] = {
         terminated,
         quarantined,
         starts,
+        children,
     )
 }
 

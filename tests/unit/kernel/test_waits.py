@@ -201,7 +201,7 @@ def test_signals_are_ignored_while_the_workflow_is_being_undone() -> None:
 @pytest.mark.parametrize(
     ("more", "field", "said"),
     [
-        ({}, "steps.s", "needs exactly one of agent, sleep, wait_for, task; it has none"),
+        ({}, "steps.s", "needs exactly one of agent, workflow, sleep, wait_for, task; it has none"),
         ({"agent": "a", "sleep": {"ms": 50}}, "steps.s", "it has agent and sleep"),
         ({"sleep": {}}, "steps.s.sleep", "needs exactly one of ms, until"),
         ({"sleep": {"ms": 50, "until": {"value": 1}}}, "steps.s.sleep", "needs exactly one of ms, until"),
