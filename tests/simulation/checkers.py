@@ -20,6 +20,7 @@ from sagalog.engine.kernel.effects import (
     DeadLettered,
     Dispatch,
     Effect,
+    Emit,
     Finished,
     Ignored,
     ReviewClosed,
@@ -57,6 +58,8 @@ PROBLEMS_SHOWN_MAX: Final = 8
 
 _GIVEN_UP: Final = ("failed", "skipped")
 """An undoing that did not succeed, by the ledger: what it was to undo may stand, and it may come late."""
+_WELL: Final = ("completed", "degraded")
+_UNDONE: Final = ("failed", "compensated", "cancelled", "review")
 _STARTED: Final = TYPE_OF[WorkflowStarted].encode()
 _REFUSED: Final = TYPE_OF[AttemptRefused].encode()
 _OWNED: Final = TYPE_OF[Owned].encode()
@@ -72,7 +75,11 @@ class Refold:
     answered_at: dict[str, int] = field(default_factory=dict)
     dead_letters: set[bytes | None] = field(default_factory=set)
     reviews: set[bytes | None] = field(default_factory=set)
+    emitted: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    """Events of other workflows: (workflow, id), and of a start the workflow whose child it is."""
     finished_at: dict[str, int] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    """Children that ended and still wait for their parent to be over."""
     acted: set[int] = field(default_factory=set)
     """Offsets of the records that were not just ignored."""
 
@@ -131,6 +138,9 @@ class Evidence:
                         found.dispatched_at[effect.command.command_id] = message.offset
                     case Answered():
                         found.answered_at.setdefault(effect.command_id, message.offset)
+                    case Emit():
+                        parent = effect.event.parent if isinstance(effect.event, WorkflowStarted) else None
+                        found.emitted[effect.workflow_id, effect.ce_id] = parent.workflow_id if parent else None
                     case DeadLettered():
                         found.dead_letters.add(effect.record["id"].encode())
                     case ReviewNeeded() | ReviewClosed():
@@ -138,6 +148,10 @@ class Evidence:
                     case Finished():
                         found.finished_at[effect.result["workflow_id"]] = message.offset
             effects.clear()
+        for workflow_id in fold.ids():
+            state = fold.get(workflow_id)
+            if state is not None and state.report is not None:
+                found.kept.append(workflow_id)
         return found
 
     @cached_property
@@ -195,11 +209,46 @@ def nothing_is_lost(evidence: Evidence) -> list[str]:
 
 
 def one_result(evidence: Evidence) -> list[str]:
-    """Sent again, a result is the same result."""
-    values: dict[str, set[bytes]] = {}
+    """Sent again, a result is the same result. A child has a second one when it is undone after its good end."""
+    values: dict[str, dict[bytes, None]] = {}
     for message in evidence.each(evidence.topics.results):
-        values.setdefault(_key(message), set()).add(message.value or b"")
-    return [f"{key}: {len(found)} different results" for key, found in values.items() if len(found) > 1]
+        values.setdefault(_key(message), {})[message.value or b""] = None
+    problems = []
+    for key, found in values.items():
+        ends = [decode_object(value) for value in found]
+        statuses = [end["status"] for end in ends]
+        undone = len(ends) == 2 and "parent" in ends[0] and statuses[0] in _WELL and statuses[1] not in _WELL
+        if len(ends) > 1 and not undone:
+            problems.append(f"{key}: {len(found)} different results: {', '.join(statuses)}")
+    return problems
+
+
+def children_end_with_their_parents(evidence: Evidence) -> list[str]:
+    """What a child did stands only where its parent says so, and everything that one tells the other is in the log."""
+    problems = []
+    there = {
+        (_key(message), (header(message.headers, "ce_id") or b"").decode(errors="replace"))
+        for message in evidence.each(evidence.topics.events)
+    }
+    for refold in evidence.refolds:
+        problems += [f"{workflow_id}: is still kept for its parent" for workflow_id in refold.kept]
+        for (key, ce_id), whose in refold.emitted.items():
+            # Terminating a workflow takes back what is not out yet.
+            taken_back = whose is not None and evidence.results.get(whose, {}).get("status") == "terminated"
+            if (key, ce_id) not in there and not taken_back:
+                problems.append(f"{key}: {ce_id} is to be told to it, and was not")
+    for workflow_id, result in evidence.results.items():
+        if "parent" not in result or result["status"] not in _WELL:
+            continue
+        parent = evidence.results.get(result["parent"]["workflow_id"])
+        definition = evidence.definitions.get(parent["definition"]) if parent is not None else None
+        if parent is None or definition is None or parent["status"] not in _UNDONE:
+            continue
+        spec = next(step for step in definition.steps if step.name == split_item(result["parent"]["step"])[0])
+        for inner, step, effect in evidence.steps(result):
+            if not spec.irreversible and inner.compensate is not None and effect.applied and not effect.reversed:
+                problems.append(f"{workflow_id}: {step['name']} stands, and its parent is {parent['status']}")
+    return problems
 
 
 def refold_is_what_stands_there(evidence: Evidence) -> list[str]:
@@ -558,7 +607,9 @@ def attempts_are_accounted_for(evidence: Evidence) -> list[str]:
             unmade = sum(failure["kind"] == FailureKind.OVER_BUDGET for failure in step.get("failures", []))
             failed = step.get("failed_attempts", 0) - unmade
             made = {"done": failed + 1, "failed": failed}.get(step["status"])
-            if made is not None and step["attempt"] != made and not _by_hand(step):
+            # A condition that cannot be evaluated fails a step before any attempt.
+            begun = step["attempt"] > 0
+            if made is not None and begun and step["attempt"] != made and not _by_hand(step):
                 problems.append(
                     f"{workflow_id}: {step['name']} is {step['status']} with attempt {step['attempt']}, {failed} failed"
                 )
@@ -648,6 +699,7 @@ CHECKERS: Final[tuple[Callable[[Evidence], list[str]], ...]] = (
     nothing_unexpected,
     nothing_is_lost,
     one_result,
+    children_end_with_their_parents,
     refold_is_what_stands_there,
     circuits_are_what_the_outcomes_say,
     a_call_counts_once,

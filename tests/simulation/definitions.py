@@ -12,6 +12,7 @@ from typing import Any, Final
 from sagalog.schemas.definitions import (
     Binding,
     Budget,
+    Child,
     CircuitPolicy,
     Compensation,
     Definition,
@@ -108,6 +109,41 @@ def _definition(rng: random.Random, name: str) -> Definition:
         services=services,
         output=from_step(steps[-1].name) if rng.random() < 0.3 else None,
         budget=Budget(attempts=rng.randint(3, 12)) if rng.random() < 0.15 else None,
+    )
+
+
+def with_children(rng: random.Random, definitions: list[Definition]) -> list[Definition]:
+    """In one plan of three: some steps are done by workflows of one definition more."""
+    if rng.random() >= 1 / 3:
+        return definitions
+    child = _definition(rng, "child")
+    return [child, *(_by_children(rng, definition) for definition in definitions)]
+
+
+def _by_children(rng: random.Random, definition: Definition) -> Definition:
+    steps = tuple(
+        _child_step(rng, step) if step.agent is not None and rng.random() < 0.4 else step for step in definition.steps
+    )
+    used = {step.service for step in steps}
+    services = {service: policy for service, policy in definition.services.items() if service in used}
+    return definition.model_copy(update={"steps": steps, "services": services})
+
+
+def _child_step(rng: random.Random, step: Step) -> Step:
+    return Step(
+        name=step.name,
+        workflow=Child(definition="child", timeout_ms=rng.choice((1_500, 60_000))),
+        needs=step.needs,
+        when=step.when,
+        map=step.map,
+        retry=step.retry,
+        critical=step.critical,
+        when_failed=step.when_failed,
+        default=step.default,
+        fallbacks=tuple(fallback for fallback in step.fallbacks if fallback.on != (FallbackOn.CIRCUIT_OPEN,)),
+        budget=step.budget,
+        irreversible=rng.random() < 0.1,
+        input=FromInput(input=""),
     )
 
 

@@ -16,9 +16,9 @@ from sagalog.agents.offsets import Offsets
 from sagalog.agents.publisher import Publisher
 from sagalog.agents.runner import Runner
 from sagalog.agents.worker import Worker
-from sagalog.engine.kernel import attempts, circuits, closing, control, items, partition, progress, timers
+from sagalog.engine.kernel import attempts, children, circuits, closing, control, items, partition, progress, timers
 from sagalog.engine.kernel.effects import Answered, OwnerChanged, Reason
-from sagalog.engine.kernel.state import NEVER, move_undo
+from sagalog.engine.kernel.state import NEVER, WorkflowState, move_undo
 from sagalog.engine.runtime.engine import Session
 from sagalog.engine.runtime.gate import Gate
 from sagalog.engine.runtime.processor import Phase, Processor
@@ -738,3 +738,79 @@ def timer_believed_too_early(patch: Patch) -> None:
             state.now_ms = true_ms
 
     patch.everywhere(original, fired)
+
+
+# --- children
+
+
+@bug
+def child_forgotten_at_its_end(patch: Patch) -> None:
+    """A child that ended well is a stub at once, like any workflow: when its parent undoes the step, it has nothing to undo."""
+    patch.set(children, "may_be_undone", lambda state, plan: False)
+
+
+@bug
+def children_not_let_go(patch: Patch) -> None:
+    """A parent that is over does not say so, and its children are kept for ever."""
+    patch.set(children, "let_go", lambda state, plan, effects: None)
+
+
+@bug
+def child_taken_for_an_agent(patch: Patch) -> None:
+    """The patience with agents is applied to children: after a take-over one that takes its time is lost."""
+    original = WorkflowMachine._lose_all_out
+
+    def lose_all_out(self: Any, workflow_id: str) -> None:
+        with Patch() as inner:
+            inner.everywhere(children.by_child, lambda spec, step: False)
+            original(self, workflow_id)
+
+    patch.set(WorkflowMachine, "_lose_all_out", lose_all_out)
+    patch.set(WorkflowState, "watch_ms", _watch_ms_of_all)
+
+
+def _watch_ms_of_all(self: Any, plan: Any) -> int:
+    out = (plan.steps[step.index].patience_ms for step in self.leaves() if step.status is StepStatus.RUNNING)
+    return max(out, default=0)
+
+
+@bug
+def events_for_others_dropped_at_a_take_over(patch: Patch) -> None:
+    """What an owner folds before it is live it need not tell other workflows: the owner before did."""
+    original = WorkflowMachine.go_live
+
+    def go_live(self: Any, now_ms: int) -> None:
+        self._emits.clear()
+        original(self, now_ms)
+
+    patch.set(WorkflowMachine, "go_live", go_live)
+
+
+@bug
+def child_told_to_the_own_partition(patch: Patch) -> None:
+    """Events for other workflows are written into the partition of the workflow that causes them."""
+    original = WorkflowMachine._send_backlog
+
+    def send_backlog(self: Any) -> None:
+        kept = self._partitions
+        self._partitions = 1
+        try:
+            original(self)
+        finally:
+            self._partitions = kept
+
+    patch.set(WorkflowMachine, "_send_backlog", send_backlog)
+
+
+@bug
+def undone_child_answers_for_the_step(patch: Patch) -> None:
+    """The end of an undone child is reported as the end of the attempt, which is over: the undoing waits for ever."""
+    original = children.tell
+
+    def tell(state: Any, effects: Any) -> None:
+        asked = state.parent.pop("undo", None)
+        original(state, effects)
+        if asked is not None:
+            state.parent["undo"] = asked
+
+    patch.set(children, "tell", tell)
