@@ -152,6 +152,15 @@ class WhenFailed(StrEnum):
     """It is held, and a review asks an operator to retry it, skip it, complete it by hand or give it up."""
 
 
+class UndoOrder(StrEnum):
+    """In which order a workflow that stops is undone."""
+
+    REVERSE = "reverse"
+    """One step after the other, in exact reverse order of completion."""
+    BY_NEEDS = "by_needs"
+    """A step once all that needs it is undone: independent branches, and items of a map, side by side."""
+
+
 class Compensation(_Model):
     """How a step is undone. By default the step's agent is asked to, with {"input": ..., "output": ...} of the step."""
 
@@ -307,6 +316,7 @@ class Definition(_Model):
     )
     services: dict[Name, CircuitPolicy] = Field(default_factory=dict, max_length=100)
     budget: Budget | None = Field(default=None, description="For all attempts at all steps.")
+    undo_order: UndoOrder = UndoOrder.REVERSE
     required: tuple[Name, ...] = Field(
         default=(),
         max_length=limits.STEPS_MAX,

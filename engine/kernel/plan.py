@@ -70,6 +70,8 @@ class PlanStep:
     required: bool
     needs: tuple[int, ...]
     dependents: tuple[int, ...]
+    followers: frozenset[int]
+    """All steps that need it, directly or not."""
     resolve_input: Resolve
     retry: Retry
     timeout_ms: int
@@ -181,6 +183,7 @@ def compile_plan(definition: Definition) -> Plan:
             required=step.name in definition.required,
             needs=tuple(index[need] for need in step.needs),
             dependents=tuple(dependents[place]),
+            followers=_followers(place, dependents),
             resolve_input=_compile_input(step, place, index),
             retry=step.retry,
             timeout_ms=step.timeout_ms,
@@ -215,6 +218,17 @@ def compile_plan(definition: Definition) -> Plan:
         undoable=any(step.compensate is not None for step in steps),
         signals=frozenset(step.wait_for.signal for step in definition.steps if step.wait_for is not None),
     )
+
+
+def _followers(place: int, dependents: list[list[int]]) -> frozenset[int]:
+    found: set[int] = set()
+    left = list(dependents[place])
+    while left:
+        follower = left.pop()
+        if follower not in found:
+            found.add(follower)
+            left += dependents[follower]
+    return frozenset(found)
 
 
 def _undone_by_child(step: Step) -> Compensation | None:

@@ -3,7 +3,8 @@
 Rules:
 - A workflow that stops first drains: attempts that are out are waited for (or lost), and what they did is undone with the
   rest. So nothing can land behind a compensation that does not know of it.
-- One undoing runs at a time, in exact reverse order of completion.
+- One undoing runs at a time, in exact reverse order of completion; or, if the definition says so, as many as no step that needs
+  them holds up.
 - While a workflow is paused nothing begins, forward or backward; what ends meanwhile is taken note of.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Iterable
 from sagalog.schemas import ids
 from sagalog.schemas.commands import Command
 from sagalog.schemas.conditions import Condition, ConditionFailed
-from sagalog.schemas.definitions import Retry, Task, WhenFailed, WhenOpen
+from sagalog.schemas.definitions import Retry, Task, UndoOrder, WhenFailed, WhenOpen
 from sagalog.schemas.events import FailureKind
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX
@@ -48,6 +49,7 @@ from .state import (
 )
 
 ENDED_WELL = (StepStatus.DONE, StepStatus.DEGRADED, StepStatus.SKIPPED)
+_BEING_UNDONE = (UndoStatus.RUNNING, UndoStatus.BACKING_OFF)
 _STOPPABLE = (StepStatus.WAITING, StepStatus.BACKING_OFF, StepStatus.AWAITING, StepStatus.HELD)
 
 
@@ -280,24 +282,44 @@ def _close_review(state: WorkflowState, step: StepState, spec: PlanStep, why: st
 
 
 def undo_next(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
-    """Once nothing is out any more: undoes the step that ended last, or ends the workflow when all are undone."""
+    """Once nothing is out any more: undoes what can be undone next, or ends the workflow when all is undone."""
     if state.paused is not None or any(step.status is StepStatus.RUNNING for step in state.steps):
         return
-    held = False
-    newest: StepState | None = None
+    held = at_work = False
+    pending: list[StepState] = []
     for step in state.leaves():
         if step.undo is None:
             move_undo(step, UndoStatus.PENDING if _to_undo(step, plan) else UndoStatus.NOT_NEEDED)
         assert step.undo is not None
-        if step.undo.status is UndoStatus.RUNNING or step.undo.status is UndoStatus.BACKING_OFF:
-            return
+        at_work = at_work or step.undo.status in _BEING_UNDONE
         held = held or step.undo.status is UndoStatus.HELD
-        if step.undo.status is UndoStatus.PENDING and (newest is None or step.order > newest.order):
-            newest = step
-    if newest is not None:
-        dispatch_undo(state, plan, newest, effects)
-    elif not held:
+        if step.undo.status is UndoStatus.PENDING:
+            pending.append(step)
+    if plan.definition.undo_order is UndoOrder.BY_NEEDS:
+        for step in _undoable(state, plan, pending):
+            dispatch_undo(state, plan, step, effects)
+    elif pending and not at_work:
+        dispatch_undo(state, plan, max(pending, key=lambda step: step.order), effects)
+    if not pending and not at_work and not held:
         finish(state, plan, _how_it_ended(state), effects)
+
+
+def _undoable(state: WorkflowState, plan: Plan, pending: list[StepState]) -> list[StepState]:
+    """Which of these no step that needs them, and no later round or full map of their own step, holds up; the newest first."""
+    open_steps = {step.index for step in pending}
+    at_work: dict[int, int] = {}
+    for step in state.leaves():
+        if step.undo is not None and step.undo.status in _BEING_UNDONE:
+            at_work[step.index] = at_work.get(step.index, 0) + 1
+    open_steps |= at_work.keys()
+    found = []
+    for step in sorted(pending, key=lambda step: -step.order):
+        spec = plan.steps[step.index]
+        at_a_time = spec.map.concurrency if spec.map is not None else 1
+        if at_work.get(step.index, 0) < at_a_time and not spec.followers & open_steps:
+            found.append(step)
+            at_work[step.index] = at_work.get(step.index, 0) + 1
+    return found
 
 
 def dispatch_undo(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:

@@ -30,7 +30,7 @@ from sagalog.engine.runtime.outputs import review, to_record
 from sagalog.infra.simulation import EPOCH_MS
 from sagalog.schemas.codec import decode_object, encode
 from sagalog.schemas.commands import encode_command, parse_command
-from sagalog.schemas.definitions import Definition, Step, WhenFailed
+from sagalog.schemas.definitions import Definition, Step, UndoOrder, WhenFailed
 from sagalog.schemas.events import (
     RETRIED,
     TYPE_OF,
@@ -432,7 +432,7 @@ def _claims(evidence: Evidence, partition: int) -> list[_Claim]:
 
 
 def compensation_is_in_reverse(evidence: Evidence) -> list[str]:
-    """Undone is in the exact reverse order of done: by the result, and by what the services saw."""
+    """Undone is in the exact reverse order of done, or by needs: by the result, and by what the services saw."""
     problems = []
     for workflow_id, result in evidence.results.items():
         steps = evidence.steps(result)
@@ -445,6 +445,9 @@ def compensation_is_in_reverse(evidence: Evidence) -> list[str]:
         )
         if [order for _, order, _ in ended] != sorted(order for _, order, _ in ended):
             problems.append(f"{workflow_id}: answered in the order {ended}, which is not the order of ends")
+        if evidence.definitions[result["definition"]].undo_order is UndoOrder.BY_NEEDS:
+            problems += _not_by_needs(workflow_id, evidence.definitions[result["definition"]], steps)
+            continue
         undone = [(step["undo"]["order"], step["order"], step["name"]) for _, step, _ in steps if _was_undone(step)]
         by_undo = [name for _, _, name in sorted(undone)]
         by_end = [name for _, _, name in sorted(undone, key=lambda found: -found[1])]
@@ -462,6 +465,24 @@ def compensation_is_in_reverse(evidence: Evidence) -> list[str]:
         seen = [step["name"] for _, step in sorted(acted, key=lambda found: found[0].undone)]
         if seen != [name for name in by_undo if name in seen]:
             problems.append(f"{workflow_id}: the services saw {seen} undone, the ledger says {by_undo}")
+    return problems
+
+
+def _not_by_needs(
+    workflow_id: str, definition: Definition, steps: list[tuple[Step, dict[str, Any], WorldEffect]]
+) -> list[str]:
+    before: dict[str, set[str]] = {}
+    for found in definition.steps:  # drawn in an order in which needs come first
+        before[found.name] = set(found.needs).union(*(before[need] for need in found.needs))
+    problems = []
+    for spec, step, effect in steps:
+        for other, needed, undone in steps:
+            if other.name not in before[spec.name] or not _was_undone(step) or not _was_undone(needed):
+                continue
+            both = effect.undone and undone.undone and step["undo"]["status"] == needed["undo"]["status"] == "done"
+            seen = both and effect.undone > undone.undone
+            if seen or step["undo"]["order"] > needed["undo"]["order"]:
+                problems.append(f"{workflow_id}: {needed['name']} was undone before {step['name']}, which needs it")
     return problems
 
 

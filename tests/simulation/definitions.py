@@ -24,6 +24,7 @@ from sagalog.schemas.definitions import (
     Sleep,
     Step,
     Task,
+    UndoOrder,
     WaitFor,
     WhenFailed,
     WhenOpen,
@@ -110,6 +111,14 @@ def _definition(rng: random.Random, name: str) -> Definition:
         output=from_step(steps[-1].name) if rng.random() < 0.3 else None,
         budget=Budget(attempts=rng.randint(3, 12)) if rng.random() < 0.15 else None,
     )
+
+
+def some_by_needs(rng: random.Random, definitions: list[Definition]) -> list[Definition]:
+    """One in four is undone by its needs instead of in reverse order."""
+    return [
+        definition.model_copy(update={"undo_order": UndoOrder.BY_NEEDS}) if rng.random() < 0.25 else definition
+        for definition in definitions
+    ]
 
 
 def with_children(rng: random.Random, definitions: list[Definition]) -> list[Definition]:

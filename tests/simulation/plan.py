@@ -12,7 +12,7 @@ from sagalog.schemas.definitions import Definition
 from sagalog.topics.simulated import Request
 from sagalog.topics.simulated.faults import FAILING
 
-from .definitions import BANK, SIGNALS, random_definitions, with_children
+from .definitions import BANK, SIGNALS, random_definitions, some_by_needs, with_children
 
 CHAOS_MS_MAX: Final = 20_000
 WORKFLOWS_MAX: Final = 120
@@ -133,8 +133,10 @@ def plan_of(seed: int) -> Plan:
     hosts = rng.randint(1, 3)
     calm = rng.random() < 0.125
     polite = rng.random() < 0.125
-    # Of a stream of its own, as whatever is drawn in between would make another plan of every seed.
-    definitions = (BANK, *with_children(random.Random(f"{seed}/children"), random_definitions(rng, rng.randint(1, 3))))
+    drawn = random_definitions(rng, rng.randint(1, 3))
+    # Of streams of their own, as whatever is drawn in between would make another plan of every seed.
+    drawn = with_children(random.Random(f"{seed}/children"), drawn)
+    definitions = (BANK, *some_by_needs(random.Random(f"{seed}/undo"), drawn))
     return Plan(
         seed=seed,
         partitions=rng.randint(2, 4),

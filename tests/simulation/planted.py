@@ -16,7 +16,18 @@ from sagalog.agents.offsets import Offsets
 from sagalog.agents.publisher import Publisher
 from sagalog.agents.runner import Runner
 from sagalog.agents.worker import Worker
-from sagalog.engine.kernel import attempts, children, circuits, closing, control, items, partition, progress, timers
+from sagalog.engine.kernel import (
+    attempts,
+    children,
+    circuits,
+    closing,
+    control,
+    items,
+    partition,
+    plan,
+    progress,
+    timers,
+)
 from sagalog.engine.kernel.effects import Answered, OwnerChanged, Reason
 from sagalog.engine.kernel.state import NEVER, WorkflowState, move_undo
 from sagalog.engine.runtime.engine import Session
@@ -814,3 +825,19 @@ def undone_child_answers_for_the_step(patch: Patch) -> None:
             state.parent["undo"] = asked
 
     patch.set(children, "tell", tell)
+
+
+@bug
+def by_needs_forgets_the_middle(patch: Patch) -> None:
+    """Undone by needs, a step waits for those that need it directly; one in between that has nothing to undo lets it through."""
+
+    def followers(place: int, dependents: list[list[int]]) -> frozenset[int]:
+        return frozenset(dependents[place])
+
+    patch.everywhere(plan._followers, followers)
+
+
+@bug
+def undone_side_by_side_whatever_needs_it(patch: Patch) -> None:
+    """Undone by needs, everything goes out at once."""
+    patch.everywhere(plan._followers, lambda place, dependents: frozenset())

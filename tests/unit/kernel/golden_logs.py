@@ -333,6 +333,18 @@ def starts(d: Driver) -> None:
     d.done("a", [1])
 
 
+def undone_by_needs(d: Driver) -> None:
+    each = {"compensate": {}, "retry": ONCE}
+    d.register(saga(step("a", **each), step("b", "a", **each), step("c", "a", **each), undo_order="by_needs"))
+    d.start("saga")
+    for name in ("a", "b", "c"):
+        if name == "c":
+            d.cancel()
+        d.done(name)
+    for name in ("b", "c", "a"):
+        d.done(name, undo=True)
+
+
 def children(d: Driver) -> None:
     d.register(saga(step("pick", compensate={}), name="ship"))
     by = {"definition": "ship", "timeout_ms": 60_000}
@@ -374,6 +386,7 @@ STORIES: dict[str, Callable[[Driver], None]] = {
         quarantined,
         starts,
         children,
+        undone_by_needs,
     )
 }
 

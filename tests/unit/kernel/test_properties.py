@@ -18,7 +18,7 @@ from sagalog.engine.kernel import Partition, Record
 from sagalog.engine.kernel.effects import ClaimLost, Dispatch, Effect, Finished, Ignored, Moved, Quarantine
 from sagalog.engine.kernel.state import STEP_MOVES, UNDO_MOVES, WORKFLOW_MOVES
 from sagalog.schemas.codec import encode
-from sagalog.schemas.definitions import Definition, Step, Task, fallbacks_of
+from sagalog.schemas.definitions import Definition, Step, Task, UndoOrder, fallbacks_of
 from sagalog.schemas.events import Action, Decision, FailureKind, Owned, StepCompleted, StepFailed, Timer
 from sagalog.schemas.ids import Direction, split_item
 from sagalog.schemas.records import ResultRecord, StepRecord
@@ -142,6 +142,7 @@ def definitions(draw: st.DrawFn) -> Definition:
         deadline_ms=draw(st.sampled_from([None, None, 3_000])),
         budget=draw(st.sampled_from([None, None, {"attempts": 5}, {"tokens": 60}])),
         required=draw(st.sampled_from([(), (), (), tuple(names[:1])])),
+        undo_order=draw(st.sampled_from(["reverse", "reverse", "by_needs"])),
     )
 
 
@@ -493,9 +494,14 @@ def check_result(definition: Definition, record: ResultRecord) -> None:
     # Compensation: what was done, or may have been, is undone in exact reverse order of completion.
     assert "output" not in record
     undone = [step for step in leaves(record) if step["undo"]["status"] != "not_needed"]
-    assert [s["name"] for s in sorted(undone, key=lambda s: s["undo"]["order"])] == [
-        s["name"] for s in sorted(undone, key=lambda s: -s["order"])
-    ]
+    if definition.undo_order is UndoOrder.REVERSE:
+        assert [s["name"] for s in sorted(undone, key=lambda s: s["undo"]["order"])] == [
+            s["name"] for s in sorted(undone, key=lambda s: -s["order"])
+        ]
+    for first in undone:
+        for other in undone:
+            if split_item(first["name"])[0] in specs[split_item(other["name"])[0]].needs:
+                assert first["undo"]["order"] > other["undo"]["order"]
     assert sorted(s["undo"]["order"] for s in undone) == list(range(1, len(undone) + 1))
     needed = {
         leaf["name"]
