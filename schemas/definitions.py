@@ -124,6 +124,7 @@ class Usage(_Model):
 
     tokens: int = Field(default=0, ge=0, le=limits.USAGE_MAX)
     cost: int = Field(default=0, ge=0, le=limits.USAGE_MAX, description="In a unit of your own, say millionths.")
+    ms: int = Field(default=0, ge=0, le=limits.TIMEOUT_MS_MAX, description="Time, from its command to its answer.")
 
 
 class Budget(_Model):
@@ -132,6 +133,9 @@ class Budget(_Model):
     attempts: int | None = Field(default=None, ge=1, le=limits.BUDGET_MAX)
     tokens: int | None = Field(default=None, ge=0, le=limits.BUDGET_MAX)
     cost: int | None = Field(default=None, ge=0, le=limits.BUDGET_MAX)
+    ms: int | None = Field(
+        default=None, ge=0, le=limits.BUDGET_MAX, description="Time that attempts are out, side by side or not."
+    )
 
 
 class Fallback(_Model):
@@ -535,7 +539,7 @@ def _check_budgets(step: Step, all_steps: Budget | None, where: str) -> None:
     if step.agent is None and step.workflow is None:
         return
     for budget, whose in ((step.budget, "the step's"), (all_steps, "the definition's")):
-        for unit in ("tokens", "cost"):
+        for unit in ("tokens", "cost", "ms"):
             limit, reserved = getattr(budget, unit, None), getattr(step.reserve, unit)
             if limit is not None and reserved > limit:
                 raise _Refused(

@@ -88,6 +88,9 @@ class StepRecord(TypedDict):
     tokens: NotRequired[int]
     cost: NotRequired[int]
     """What its attempts at executing used, as their agents said."""
+    sent_ms: NotRequired[int]
+    spent_ms: NotRequired[int]
+    """When its newest attempt went out, and how long all before it were out; where a budget limits time."""
     unknown: NotRequired[bool]
     """An attempt timed out, was lost or answered nonsense: it may have had its effect."""
     suspects: NotRequired[list[str]]
@@ -239,6 +242,8 @@ class UsageRecord(TypedDict):
     attempts: int
     tokens: int
     cost: int
+    ms: NotRequired[int]
+    """How long they were out; where a budget limits it."""
 
 
 class ResultRecord(TypedDict):

@@ -63,7 +63,7 @@ def completed(state: WorkflowState, plan: Plan, event: StepCompleted, size: int,
         end_undo(state, plan, step, UndoStatus.DONE, "completed", effects)
         return
     problem = _output_problem(state, spec, step, event.output, size)
-    budgets.settle(spec, step, event.tokens, event.cost, unknown=False)
+    budgets.settle(state, spec, step, event.tokens, event.cost, unknown=False)
     _called(state, spec, step.agent or spec.agent, problem is None, False, event.duration_ms, effects)
     if problem is not None:
         _step_failed(state, plan, step, _failure(state, FailureKind.INVALID_OUTPUT, problem, event), None, effects)
@@ -92,7 +92,7 @@ def child_ended(state: WorkflowState, plan: Plan, event: ChildEnded, size: int, 
             kind, message = children.failure_of(event)
             _undo_failed(state, plan, step, _failure(state, kind, message, event), None, effects)
         return
-    budgets.settle(spec, step, event.tokens, event.cost, unknown=False)
+    budgets.settle(state, spec, step, event.tokens, event.cost, unknown=False)
     problem = _output_problem(state, spec, step, event.output, size) if well else None
     if not well or problem is not None:
         kind, message = (FailureKind.INVALID_OUTPUT, problem) if problem is not None else children.failure_of(event)
@@ -123,7 +123,7 @@ def failed(state: WorkflowState, plan: Plan, event: StepFailed, effects: list[Ef
         failure["details"] = _bounded_details(event.details)
     if event.direction is Direction.EXECUTE:
         unknown = kind in UNKNOWN_OUTCOME
-        budgets.settle(plan.steps[step.index], step, event.tokens, event.cost, unknown=unknown)
+        budgets.settle(state, plan.steps[step.index], step, event.tokens, event.cost, unknown=unknown)
     _fail(state, plan, step, event.direction, failure, event.retry_after_ms, event.duration_ms, effects)
 
 
@@ -134,7 +134,7 @@ def lost(state: WorkflowState, plan: Plan, event: AttemptLost, effects: list[Eff
         failure = _failure(state, event.kind, event.message, event)
         if event.kind is FailureKind.LOST:
             if event.direction is Direction.EXECUTE:
-                budgets.settle(plan.steps[step.index], step, None, None, unknown=True)
+                budgets.settle(state, plan.steps[step.index], step, None, None, unknown=True)
             _fail(state, plan, step, event.direction, failure, None, None, effects)
         elif event.direction is Direction.COMPENSATE:
             _undo_failed(state, plan, step, failure, None, effects)

@@ -1,4 +1,4 @@
-"""What attempts may use, and did: tokens, cost, and their number.
+"""What attempts may use, and did: tokens, cost, time, and their number.
 
 Rules:
 - An attempt at executing is made only when its reserve fits what is left of the step's and of the definition's budget. So a
@@ -27,11 +27,11 @@ def breach(state: WorkflowState, plan: Plan, step: StepState, asked: Usage) -> s
     if own is None and of_all is None and state.parent is None:
         return None
     parent = state.steps[step.index]
-    problem = _exceeded(own, "step", parent.items or [parent], plan, asked) if own is not None else None
+    problem = _exceeded(own, "step", parent.items or [parent], state, plan, asked) if own is not None else None
     if problem is None and of_all is not None:
-        problem = _exceeded(of_all, "workflow", list(state.leaves()), plan, asked)
+        problem = _exceeded(of_all, "workflow", list(state.leaves()), state, plan, asked)
     if problem is None and (allowed := _allowed(state)) is not None:
-        problem = _exceeded(allowed, "parent", list(state.leaves()), plan, asked)
+        problem = _exceeded(allowed, "parent", list(state.leaves()), state, plan, asked)
     return problem
 
 
@@ -66,9 +66,14 @@ def reserve(spec: PlanStep, step: StepState) -> Usage:
     return spec.fallbacks[step.fell_back - 1].reserve if step.agent is not None else spec.reserve
 
 
-def settle(spec: PlanStep, step: StepState, tokens: int | None, cost: int | None, *, unknown: bool) -> None:
+def settle(
+    state: WorkflowState, spec: PlanStep, step: StepState, tokens: int | None, cost: int | None, *, unknown: bool
+) -> None:
     """An attempt at executing is over."""
     held_back = reserve(spec, step)
+    if step.sent_ms:
+        step.spent_ms += max(0, state.now_ms - step.sent_ms)
+        step.sent_ms = 0
     step.tokens += _bounded(tokens, held_back.tokens if unknown else 0)
     step.cost += _bounded(cost, held_back.cost if unknown else 0)
 
@@ -80,22 +85,34 @@ def used(steps: Iterable[StepState]) -> UsageRecord:
         record["attempts"] += step.attempt
         record["tokens"] += step.tokens
         record["cost"] += step.cost
+        if step.spent_ms:
+            record["ms"] = record.get("ms", 0) + step.spent_ms
     return record
 
 
-def _exceeded(budget: Budget, whose: str, steps: list[StepState], plan: Plan, asked: Usage) -> str | None:
-    taken = used(steps)
+def _exceeded(
+    budget: Budget, whose: str, steps: list[StepState], state: WorkflowState, plan: Plan, asked: Usage
+) -> str | None:
+    so_far = used(steps)
+    taken = {
+        "attempts": so_far["attempts"],
+        "tokens": so_far["tokens"],
+        "cost": so_far["cost"],
+        "ms": so_far.get("ms", 0),
+    }
     for step in steps:
         if step.status is StepStatus.RUNNING and not step.items:
             held_back = reserve(plan.steps[step.index], step)
             taken["tokens"] += held_back.tokens
             taken["cost"] += held_back.cost
+            taken["ms"] += max(held_back.ms, state.now_ms - step.sent_ms if step.sent_ms else 0)
     for unit, limit, next_one in (
         ("attempts", budget.attempts, 1),
         ("tokens", budget.tokens, asked.tokens),
         ("cost", budget.cost, asked.cost),
+        ("ms", budget.ms, asked.ms),
     ):
-        already = taken[unit]  # type: ignore[literal-required]
+        already = taken[unit]
         # With nothing reserved, an attempt is made as long as anything is left.
         if limit is not None and (already + next_one > limit or (next_one == 0 and already >= limit)):
             return f"the {whose}'s budget of {limit:,} {unit} does not suffice: {already:,} used or reserved, {next_one:,} more"

@@ -168,7 +168,7 @@ def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: l
     if state.correlation_id is not None:
         result["correlation_id"] = state.correlation_id
     spent = used(state.leaves())
-    if spent["tokens"] or spent["cost"]:
+    if spent["tokens"] or spent["cost"] or "ms" in spent:
         result["usage"] = spent
     if state.parent is not None:
         whose = state.parent

@@ -126,6 +126,8 @@ class Plan:
     """Whether any of its steps is a pivot."""
     has_children: bool
     """Whether other workflows do some of its steps."""
+    timed: bool
+    """Whether a budget limits the time that attempts are out."""
     undoable: bool
     """Whether any of its steps can be undone."""
     signals: frozenset[str]
@@ -215,6 +217,10 @@ def compile_plan(definition: Definition) -> Plan:
         input_validator=definition.input_validator,
         pivots=any(step.pivot for step in definition.steps),
         has_children=any(step.child is not None for step in steps),
+        timed=any(
+            budget is not None and budget.ms is not None
+            for budget in (definition.budget, *(step.budget for step in definition.steps))
+        ),
         undoable=any(step.compensate is not None for step in steps),
         signals=frozenset(step.wait_for.signal for step in definition.steps if step.wait_for is not None),
     )

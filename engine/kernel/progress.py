@@ -127,6 +127,8 @@ def send(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect
         step.since_ms = state.now_ms
     move_step_to(state, step, plan.steps[step.index], StepStatus.RUNNING, "dispatched", effects)
     step.attempt += 1
+    if plan.timed:
+        step.sent_ms = state.now_ms
     if not step.started_ms:
         step.started_ms = state.now_ms
     effects.append(attempt(state, plan, step))

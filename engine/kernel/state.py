@@ -212,6 +212,9 @@ class StepState:
     """When the present agent was first asked."""
     tokens: int = 0
     cost: int = 0
+    sent_ms: int = 0
+    """When the newest attempt went out, and below how long those before it were out; where a budget limits time."""
+    spent_ms: int = 0
     output: Any = None
     failed_attempts: int = 0
     failures: list[FailureRecord] = field(default_factory=list)
@@ -431,6 +434,10 @@ def _dump_step(step: StepState, spec: PlanStep) -> StepRecord:
         record["tokens"] = step.tokens
     if step.cost:
         record["cost"] = step.cost
+    if step.sent_ms:
+        record["sent_ms"] = step.sent_ms
+    if step.spent_ms:
+        record["spent_ms"] = step.spent_ms
     if step.fell_back_after:
         record["fell_back_after"] = step.fell_back_after
     if step.output is not None and not _from_items(step):
@@ -523,6 +530,8 @@ def _restore_step(index: int, record: dict[str, Any], item: int = -1) -> StepSta
         since_ms=record.get("since_ms", record.get("started_ms", 0)),
         tokens=record.get("tokens", 0),
         cost=record.get("cost", 0),
+        sent_ms=record.get("sent_ms", 0),
+        spent_ms=record.get("spent_ms", 0),
         fell_back_after=record.get("fell_back_after", 0),
         output=record.get("output"),
         failed_attempts=record.get("failed_attempts", 0),

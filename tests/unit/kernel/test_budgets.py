@@ -53,6 +53,43 @@ def test_what_is_out_counts_with_its_reserve() -> None:
     assert "b waiting -> degraded by given_up" in shown(started)
 
 
+def test_the_time_that_attempts_are_out_is_a_budget_too() -> None:
+    driver = Driver(saga(step("a", retry=MANY, budget={"ms": 1_000}), step("b", "a")), round_trip=True)
+    driver.start("saga")
+    driver.now_ms += 600
+    driver.fail("a")
+    assert commands(driver.wait(60_000)) == ["a/2/execute"]  # what it waits between two attempts does not count
+    driver.now_ms += 500
+    driver.fail("a", attempt=2)
+
+    ended = result(driver.wait(60_000))
+
+    assert ended["failure"]["message"] == (
+        "the step's budget of 1,000 ms does not suffice: 1,100 used or reserved, 0 more"
+    )
+    assert ended["usage"] == {"attempts": 2, "tokens": 0, "cost": 0, "ms": 1_100}
+
+
+def test_the_time_of_what_is_out_counts_as_it_passes() -> None:
+    driver = Driver(
+        saga(step("a"), step("b"), step("c", "b", reserve={"ms": 500}), budget={"ms": 1_000}), round_trip=True
+    )
+    driver.start("saga")
+    driver.now_ms += 300
+    # b took 300, a is out for as long, and 500 more do not fit.
+    effects = driver.done("b")
+    assert "c waiting -> failed by given_up" in shown(effects)
+    assert driver.state.failure is not None
+    assert driver.state.failure["message"].endswith("does not suffice: 600 used or reserved, 500 more")
+
+
+def test_without_a_budget_of_time_none_is_kept() -> None:
+    driver = Driver(saga(step("a", budget={"tokens": 5})), round_trip=True)
+    driver.start("saga")
+    assert driver.state.steps[0].sent_ms == 0
+    assert b"sent_ms" not in driver.dumps()[driver.state.workflow_id]
+
+
 def test_the_number_of_attempts_is_a_budget_too() -> None:
     driver = Driver(saga(step("a", retry=MANY), budget={"attempts": 2}))
     driver.start("saga")

@@ -132,7 +132,7 @@ def definitions(draw: st.DrawFn) -> Definition:
                 when_open=when_open,
                 fallback=fallback,
                 fallbacks=chain,
-                budget=draw(st.sampled_from([None, None, {"attempts": 2}, {"tokens": 25}])),
+                budget=draw(st.sampled_from([None, None, {"attempts": 2}, {"tokens": 25}, {"ms": 300}])),
                 reserve=draw(st.sampled_from([{}, {"tokens": 10}])),
                 output_schema=draw(st.sampled_from([None, None, {"type": "object"}])),
             )
