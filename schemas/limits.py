@@ -68,6 +68,8 @@ ENVELOPE_BYTES_MAX: Final = 1_024
 FAILURES_KEPT_MAX: Final = 20
 """Failures kept per step and direction, the newest; the log has them all and the state counts them."""
 
+UNSETTLED_KEPT_MAX: Final = 20
+"""Attempts whose late result is recognised after the end of their workflow."""
 REMEMBER_MS: Final = 7 * 24 * 3600 * 1000
 """How long the id of a finished workflow is remembered, so that a second start with it is recognised."""
 DEFINITION_WAIT_MS: Final = 10_000

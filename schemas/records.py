@@ -42,6 +42,8 @@ class FailureRecord(TypedDict):
     agent: NotRequired[str]
     error_type: NotRequired[str]
     details: NotRequired[Any]
+    landed: NotRequired[bool]
+    """Its result came after all."""
 
 
 class UndoRecord(TypedDict):
@@ -60,6 +62,10 @@ class UndoRecord(TypedDict):
     """Which of the agents that may have done the step is undoing it, if not the first."""
     failed: NotRequired[bool]
     """One of those before could not undo it."""
+    late: NotRequired[int]
+    """Results that came late, for each of which it is undone once more."""
+    again: NotRequired[bool]
+    """One came while it was being undone."""
     failed_attempts: NotRequired[int]
     failures: NotRequired[list[FailureRecord]]
 
@@ -217,6 +223,9 @@ class CheckpointRecord(TypedDict):
     heard: NotRequired[list[str]]
     """Ids of the signals, actions and decisions that counted, the newest last."""
     finished_ms: NotRequired[int]
+    unsettled: NotRequired[list[str]]
+    """Of a finished one: attempts (`step/attempt`) of which nobody knows whether they did it, although the step was undone, or
+    another agent did it."""
     bytes: NotRequired[int]
     steps: NotRequired[list[StepRecord]]
     withheld: NotRequired[list[WithheldRecord]]
@@ -306,7 +315,7 @@ class ReviewRecord(TypedDict):
     step: NotRequired[str]
     kind: str
     """`task`, `step_failed` and `undo_failed` (held: somebody decides), `review_needed` (the step asked for a person),
-    `compensation_failed` or `quarantined`."""
+    `compensation_failed`, `late_result` (of a step that was given up and undone, after the end) or `quarantined`."""
     reason: str
     details: NotRequired[Any]
     input: NotRequired[Any]

@@ -32,7 +32,7 @@ from sagalog.schemas.limits import (
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import budgets, children
+from . import budgets, children, late
 from .closing import dead_letter, note_failure, review
 from .effects import Answered, Called, Effect, Ignored, Reason
 from .fallbacks import fall_back
@@ -54,6 +54,10 @@ AnyResult = StepCompleted | StepFailed | ChildEnded | AttemptLost | AttemptRefus
 
 def completed(state: WorkflowState, plan: Plan, event: StepCompleted, size: int, effects: list[Effect]) -> None:
     """An agent did what it was asked."""
+    if state.status is WorkflowStatus.COMPENSATING and event.direction is Direction.EXECUTE:
+        found = plan.find(state, event.step)
+        if found is not None and late.landed(state, plan, found, event, effects):
+            return
     step = _awaited(state, plan, event, event.direction, event.token, effects)
     if step is None:
         return

@@ -5,12 +5,13 @@ Rule: nothing in here decides how a workflow goes on.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from sagalog.schemas import ids
 from sagalog.schemas.codec import encode
+from sagalog.schemas.events import FailureKind
 from sagalog.schemas.ids import Direction
-from sagalog.schemas.limits import FAILURES_KEPT_MAX, REMEMBER_MS, STATE_BYTES_MAX
+from sagalog.schemas.limits import FAILURES_KEPT_MAX, REMEMBER_MS, STATE_BYTES_MAX, UNSETTLED_KEPT_MAX
 from sagalog.schemas.records import DeadLetterRecord, FailureRecord, MissingRecord, ResultRecord, ReviewRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
@@ -19,6 +20,8 @@ from .budgets import used
 from .effects import DeadLettered, Effect, Finished, Moved, ReviewClosed, ReviewNeeded
 from .plan import Plan, PlanStep
 from .state import NEVER, StepState, Trigger, WorkflowState, dump_steps, move_step, undo_agent
+
+NOBODY_KNOWS: Final = (FailureKind.TIMEOUT, FailureKind.LOST, FailureKind.UNKNOWN)
 
 # --- statuses
 
@@ -140,6 +143,29 @@ def _review(state: WorkflowState, kind: str, reason: str, step: str | None, deta
     return record
 
 
+# --- what may still come
+
+
+def given_up(step: StepState) -> list[int]:
+    """Attempts of which nobody knows what became of them, and whose result has not come since."""
+    return [
+        failure["attempt"]
+        for failure in step.failures
+        if failure["kind"] in NOBODY_KNOWS and "attempt" in failure and not failure.get("landed", False)
+    ]
+
+
+def _unsettled(state: WorkflowState, plan: Plan) -> list[str]:
+    """Attempts, as `step/attempt`, whose late result a person has to see after the end of the workflow."""
+    found = []
+    for step in state.leaves():
+        spec = plan.steps[step.index]
+        if spec.compensate is None or not step.unknown or (step.status is StepStatus.DONE and step.undo is None):
+            continue  # nothing would have to be undone, or a later attempt did the same under the same key
+        found += [f"{spec.name_of(step)}/{attempt}" for attempt in given_up(step)]
+    return found[-UNSETTLED_KEPT_MAX:]
+
+
 # --- the end
 
 
@@ -175,6 +201,8 @@ def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: l
         result["parent"] = {"workflow_id": whose["workflow_id"], "root": whose["root"], "step": whose["step"]}
     effects.append(Finished(result, state.trace))
     gaps = [f"{gap['step']}: {gap['why']}" for gap in missing]
+    if plan is not None:
+        state.unsettled = _unsettled(state, plan)
     children.report(state, result.get("output"), gaps, effects)
     if plan is not None:
         children.let_go(state, plan, effects)

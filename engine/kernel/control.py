@@ -54,6 +54,7 @@ def undo(state: WorkflowState, plan: Plan | None, event: UndoRequested, effects:
     else:
         move_workflow(state, Trigger.UNDO_REQUESTED, effects)
         state.finished_ms = 0
+        state.unsettled = []
         state.failure = _cause(state, event.reason)
         undo_next(state, plan, effects)
 

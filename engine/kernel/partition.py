@@ -39,7 +39,7 @@ from sagalog.schemas.events import (
 from sagalog.schemas.ids import check_workflow_id
 from sagalog.schemas.statuses import WorkflowStatus
 
-from . import attempts, children, control, people, starts, timers
+from . import attempts, children, control, late, people, starts, timers
 from .closing import review
 from .effects import (
     ClaimLost,
@@ -172,6 +172,13 @@ class Partition:
             self._fold(state, event, record, effects)
 
     def _fold(self, state: WorkflowState, event: Event, record: Record, effects: list[Effect]) -> None:
+        if (
+            state.unsettled
+            and isinstance(event, StepCompleted)
+            and late.landed_after_the_end(state, event, record, effects)
+        ):
+            self._touch(state.workflow_id)
+            return
         if state.terminal and not isinstance(event, TimerFired | UndoRequested | ParentEnded):
             effects.append(Ignored(Reason.ALREADY_FINISHED, type(event).__name__))
             return

@@ -359,9 +359,10 @@ def end_undo(
     undo = step.undo
     spec = plan.steps[step.index]
     assert undo is not None
-    if undo.turn + 1 < len(undo_agents(step, spec)):
+    if undo.again or undo.turn + 1 < len(undo_agents(step, spec)):
         undo.failed = undo.failed or after is UndoStatus.FAILED
-        undo.turn += 1
+        undo.turn = 0 if undo.again else undo.turn + 1
+        undo.again = False
         undo.tried_before = undo.attempt
         if state.paused is None:
             dispatch_undo(state, plan, step, effects)
@@ -373,6 +374,18 @@ def end_undo(
     undo.finished_ms = state.now_ms
     effects.append(_moved_undo(state, spec.name_of(step), before, after, trigger, undo.attempt))
     undo_next(state, plan, effects)
+
+
+def undo_again(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
+    """What was undone may have been done since: it is undone once more."""
+    assert step.undo is not None
+    step.undo.turn = 0
+    step.undo.tried_before = step.undo.attempt
+    step.undo.finished_ms = 0
+    if state.paused is None:
+        dispatch_undo(state, plan, step, effects)
+    else:
+        back_off_undo(state, plan.steps[step.index], step, NEVER - state.now_ms, effects)
 
 
 def hold_undo(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:

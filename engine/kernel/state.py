@@ -153,7 +153,13 @@ UNDO_MOVES: Final[frozenset[tuple[UndoStatus | None, UndoStatus]]] = frozenset(
         (_U.RUNNING, _U.BACKING_OFF),
         (_U.RUNNING, _U.FAILED),
         (_U.BACKING_OFF, _U.RUNNING),
-        (_U.RUNNING, _U.RUNNING),  # straight on to the next agent that may have done it
+        (
+            _U.RUNNING,
+            _U.RUNNING,
+        ),  # straight on to the next agent that may have done it, or once more after a late result
+        # a result came late: once more
+        (_U.DONE, _U.RUNNING),
+        (_U.DONE, _U.BACKING_OFF),
         (_U.RUNNING, _U.HELD),
         (_U.HELD, _U.RUNNING),
         (_U.HELD, _U.DONE),
@@ -180,6 +186,10 @@ class UndoState:
     """Which of the agents that may have done the step is undoing it."""
     failed: bool = False
     """One of those before could not undo it."""
+    late: int = 0
+    """Results that came late, for each of which it is undone once more."""
+    again: bool = False
+    """One came while it was being undone."""
     failures: list[FailureRecord] = field(default_factory=list)
 
 
@@ -255,6 +265,8 @@ class WorkflowState:
     failure: FailureRecord | None = None
     stopped: str | None = None
     finished_ms: int = 0
+    unsettled: list[str] = field(default_factory=list)
+    """Finished: attempts (`step/attempt`) whose late result a person has to see."""
     at_offset: int = -1
     bytes: int = 0
     """Encoded size of the payloads held: input and outputs."""
@@ -380,6 +392,8 @@ def dump(state: WorkflowState, plan: Plan | None) -> CheckpointRecord:
         record["report"] = state.report
     if state.finished_ms:
         record["finished_ms"] = state.finished_ms
+        if state.unsettled:
+            record["unsettled"] = list(state.unsettled)
         if not state.steps:
             return record  # type: ignore[return-value]
     record["input"] = state.input
@@ -462,7 +476,7 @@ def _from_items(step: StepState) -> bool:
 
 def _dump_undo(undo: UndoState) -> UndoRecord:
     record: dict[str, Any] = {"status": undo.status, "attempt": undo.attempt}
-    for key in ("order", "started_ms", "finished_ms", "tried_before", "turn", "failed"):
+    for key in ("order", "started_ms", "finished_ms", "tried_before", "turn", "failed", "late", "again"):
         if value := getattr(undo, key):
             record[key] = value
     if undo.retry_at_ms != NEVER:
@@ -492,6 +506,7 @@ def restore(workflow_id: str, record: dict[str, Any]) -> WorkflowState:
         failure=record.get("failure"),
         stopped=record.get("stopped"),
         finished_ms=record.get("finished_ms", 0),
+        unsettled=record.get("unsettled", []),
         at_offset=record["at_offset"],
         bytes=record.get("bytes", 0),
         start=record.get("start"),
@@ -556,6 +571,8 @@ def _restore_undo(record: dict[str, Any]) -> UndoState:
         tried_before=record.get("tried_before", 0),
         turn=record.get("turn", 0),
         failed=record.get("failed", False),
+        late=record.get("late", 0),
+        again=record.get("again", False),
         failures=record.get("failures", []),
     )
 

@@ -639,6 +639,7 @@ def attempts_are_accounted_for(evidence: Evidence) -> list[str]:
             made = {"done": failed + 1, "failed": failed}.get(undo.get("status"))
             # Where several agents are asked in turn, each may have had its one good attempt.
             turns = undo.get("turn", 0)
+            turns += undo.get("late", 0) * (turns + 1)  # once more for each result that came late
             if made is not None and not failed <= undo["attempt"] - (made - failed) <= failed + turns:
                 problems.append(
                     f"{workflow_id}: {step['name']} was undone with attempt {undo['attempt']}, {failed} failed"

@@ -20,7 +20,8 @@ from sagalog.engine.kernel import Record
 from sagalog.engine.kernel.effects import Effect
 from sagalog.engine.kernel.state import dump
 from sagalog.schemas.definitions import from_input, from_item, from_step
-from sagalog.schemas.events import Action, Decision, FailureKind
+from sagalog.schemas.events import Action, Decision, FailureKind, StepFailed
+from sagalog.schemas.ids import Direction
 
 from .driver import WORKFLOW, Driver, chain, saga, step, waiting
 
@@ -333,6 +334,27 @@ def starts(d: Driver) -> None:
     d.done("a", [1])
 
 
+def late_results(d: Driver) -> None:
+    once = {"retry": ONCE, "compensate": {}}
+    d.register(saga(step("a", **once), step("b", "a", **once)))
+    d.start("saga")
+    d.done("a")
+    d.fail("b", FailureKind.TIMEOUT)
+    d.done("b", undo=True)
+    d.done("b", "late")
+    d.done("b", attempt=2, undo=True)
+    d.done("a", undo=True)
+    d.start("saga", workflow_id="wf-2")
+    d.answer("wf-2", "a")
+    d.append(
+        StepFailed("b", 1, Direction.EXECUTE, d.token("b", 1, Direction.EXECUTE, "wf-2"), FailureKind.TIMEOUT, "no"),
+        key=b"wf-2",
+    )
+    d.answer("wf-2", "b", undo=True)
+    d.answer("wf-2", "a", undo=True)
+    d.answer("wf-2", "b", "later still")
+
+
 def undone_by_needs(d: Driver) -> None:
     each = {"compensate": {}, "retry": ONCE}
     d.register(saga(step("a", **each), step("b", "a", **each), step("c", "a", **each), undo_order="by_needs"))
@@ -387,6 +409,7 @@ STORIES: dict[str, Callable[[Driver], None]] = {
         starts,
         children,
         undone_by_needs,
+        late_results,
     )
 }
 
