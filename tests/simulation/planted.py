@@ -23,7 +23,6 @@ from sagalog.engine.kernel import (
     closing,
     control,
     items,
-    late,
     partition,
     plan,
     progress,
@@ -842,9 +841,3 @@ def by_needs_forgets_the_middle(patch: Patch) -> None:
 def undone_side_by_side_whatever_needs_it(patch: Patch) -> None:
     """Undone by needs, everything goes out at once."""
     patch.everywhere(plan._followers, lambda place, dependents: frozenset())
-
-
-@bug
-def late_result_passed_over(patch: Patch) -> None:
-    """A result that comes after its step was undone is a stale one, and ignored."""
-    patch.set(late, "landed", lambda state, plan, step, event, effects: False)
