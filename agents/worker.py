@@ -6,6 +6,8 @@ Rules:
 - An offset is finished when its answer is durable, not before.
 - A command that was delivered twice is run once: while it is open the second delivery joins the first; after its answer
   is durable the same answer is sent again, for as long as it is remembered.
+- What waits for a slot goes by priority, then in the order of the log, and nothing waits for ever (`infra.queues`). Offsets finish
+  out of order anyway; as the oldest has its turn among every few, the head of the log moves on under any stream of urgent work.
 - After a crash the commands that were in flight are suspects: each is started alone (`_try`), its start committed before
   it happens, so that a command which kills its host is found, and answered as failed after so many deliveries.
 """
@@ -20,6 +22,7 @@ from functools import partial
 from typing import Final
 
 from sagalog.infra.clock import Clock, Rng
+from sagalog.infra.queues import PriorityQueue
 from sagalog.schemas.commands import TYPE_HEARTBEAT, Heartbeat, encode_heartbeat, parse_command
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import FailureKind
@@ -83,7 +86,7 @@ class Worker:
         self._open_max = max(limits.OPEN_COMMANDS_MIN, limits.OPEN_COMMANDS_FACTOR * agent.concurrency)
         self._open: dict[str, Job] = {}
         self._open_bytes = 0
-        self._waiting: deque[Job] = deque()
+        self._waiting: PriorityQueue[Job] = PriorityQueue()
         self._suspects: deque[Job] = deque()
         self._trying = False
         self._stopping = False
@@ -201,7 +204,7 @@ class Worker:
                 job.settled = asyncio.Event()
                 self._suspects.append(job)
             else:
-                self._waiting.append(job)
+                self._waiting.push(job, job.command.priority)
         if self._suspects:
             self._suspect_there.set()
         self._start_waiting()
@@ -267,7 +270,7 @@ class Worker:
             return
         waiting, runner = self._waiting, self._runner
         while waiting and runner.free > 0:
-            self._start(waiting.popleft())
+            self._start(waiting.pop())
         if not self._answers:
             runner.count()
 
@@ -381,13 +384,15 @@ class Worker:
 
     def _drop_lost(self) -> None:
         """Commands that have not been started and belong to another host by now."""
-        for queue in (self._waiting, self._suspects):
-            kept = [job for job in queue if not job.lost]
-            for job in queue:
-                if job.lost:
-                    self._forget(job)
-            queue.clear()
-            queue.extend(kept)
+        for job in [job for job in self._waiting if job.lost]:
+            self._waiting.discard(job)
+            self._forget(job)
+        kept = [job for job in self._suspects if not job.lost]
+        for job in self._suspects:
+            if job.lost:
+                self._forget(job)
+        self._suspects.clear()
+        self._suspects.extend(kept)
 
     def _send_heartbeat(self, job: Job) -> None:
         command = job.command

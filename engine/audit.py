@@ -19,9 +19,11 @@ from sagalog.engine.kernel.effects import (
     Finished,
     Ignored,
     Moved,
+    Prioritized,
     Quarantine,
     ReviewClosed,
     ReviewNeeded,
+    StartAnswered,
 )
 from sagalog.engine.kernel.partition import Partition
 from sagalog.engine.kernel.record import Record
@@ -32,14 +34,15 @@ from sagalog.schemas.codec import decode_object, encode
 from sagalog.schemas.definitions import Definition
 from sagalog.schemas.errors import InvalidRecord, SagalogError
 from sagalog.schemas.events import TYPE_OF, WorkflowStarted, encode_event, parse_event
-from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY
-from sagalog.topics.log import Consumer, Log, Message, TopicPartition
+from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY, TYPE_START_ANSWERED
+from sagalog.topics.log import Consumer, Log, Message, TopicPartition, header
 from sagalog.topics.partitioner import partition_of
 from sagalog.topics.specs import Topics
 
 READ_RECORDS_MAX: Final = 5_000
 DIFFERENCES_SHOWN_MAX: Final = 20
 PROGRESS_RECORDS: Final = 20_000
+_ANSWERED: Final = TYPE_START_ANSWERED.encode()
 
 Progress = Callable[[str, int, int], None]
 """(what, done, of)"""
@@ -197,6 +200,8 @@ async def _compare_results(
 ) -> None:
     found: dict[str, dict[str, Any]] = {}
     async for message in _read(log, TopicPartition(topics.results, report.partition), None, None):
+        if header(message.headers, "ce_type") == _ANSWERED:
+            continue
         if message.key is not None and message.value is not None:
             try:
                 document = decode_object(message.value)
@@ -207,8 +212,9 @@ async def _compare_results(
                     f"workflow {name}: its result at offset {message.offset} cannot be read: {error}",
                 )
                 continue
-            if document.get("at_offset", 0) <= report.marker_offset:
-                found[message.key.decode(errors="replace")] = document
+            key = message.key.decode(errors="replace")
+            if document.get("at_offset", 0) <= report.marker_offset and _is_newer(document, found.get(key)):
+                found[key] = document
     for workflow_id, record in expected.items():
         other = found.pop(workflow_id, None)
         if other is None:
@@ -219,6 +225,14 @@ async def _compare_results(
             report.results += 1
     for workflow_id in found:
         _note(report.differences, f"workflow {workflow_id}: a result that the log knows nothing of")
+
+
+def _is_newer(result: dict[str, Any], before: dict[str, Any] | None) -> bool:
+    """Whether a result is of a later run than another of the same id, or the same once more."""
+    if before is None:
+        return True
+    one, other = ((record.get("at_offset", 0), record.get("started_ms", 0)) for record in (result, before))
+    return one >= other
 
 
 def _expected_rows(fold: Partition, results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -310,6 +324,8 @@ async def replay(
     state = fold.get(workflow_id)
     if state is None:
         return steps, last_result
+    if not state.terminal:
+        return steps, dict(dump(state, fold.plan_of(state)))  # another run may have ended under the id before
     return steps, last_result or dict(dump(state, fold.plan_of(state)))
 
 
@@ -340,11 +356,11 @@ def _concerns(effect: Effect, workflow_id: str, own: bool) -> bool:
             return effect.command.workflow_id == workflow_id
         case Finished():
             return effect.result["workflow_id"] == workflow_id
-        case DeadLettered():
+        case StartAnswered() | DeadLettered():
             return effect.record["workflow_id"] == workflow_id
         case ReviewNeeded() | ReviewClosed():
             return effect.record["workflow_id"] == workflow_id
-        case Quarantine():
+        case Prioritized() | Quarantine():
             return effect.workflow_id == workflow_id
         case _:
             return own
@@ -367,6 +383,11 @@ def _step(message: Message, effects: list[Effect]) -> Step:
                 others.append(f"command {effect.command.command_id} to {effect.command.agent}")
             case Finished():
                 others.append(f"result {effect.result['status']}")
+            case StartAnswered():
+                said = effect.record
+                others.append("start accepted" if said["accepted"] else f"start refused: {said.get('reason')}")
+            case Prioritized():
+                others.append(f"priority {effect.priority}")
             case DeadLettered():
                 others.append(f"dead letter {effect.record['id']}")
             case ReviewNeeded():

@@ -30,15 +30,17 @@ from sagalog.schemas.events import (
     Decision,
     DefinitionRegistered,
     Event,
+    OnDuplicate,
     SignalReceived,
     StepDecided,
     WorkflowStarted,
     encode_event,
 )
-from sagalog.schemas.ids import Direction, check_name, check_workflow_id, split_item
+from sagalog.schemas.identity import check_identity, check_priority
+from sagalog.schemas.ids import Direction, check_name, check_workflow_id, split_item, start_id
 from sagalog.schemas.limits import CORRELATION_ID_CHARS_MAX, DEADLINE_MS_MAX, PAYLOAD_BYTES_MAX, SEED_BYTES_MAX
-from sagalog.schemas.records import DEFINITION_KEY, ResultRecord
-from sagalog.topics.log import Consumer, Log, Out, Producer, TopicPartition
+from sagalog.schemas.records import DEFINITION_KEY, TYPE_START_ANSWERED, ResultRecord, StartAnsweredRecord
+from sagalog.topics.log import Consumer, Log, Out, Producer, TopicPartition, header
 from sagalog.topics.partitioner import partition_of
 from sagalog.topics.provision import provision
 from sagalog.topics.specs import Topics, commands
@@ -46,7 +48,12 @@ from sagalog.topics.specs import Topics, commands
 logger = logging.getLogger(__name__)
 
 RESULTS_KEPT_MAX: Final = 50_000
-"""Results that a client keeps for `wait` calls that come after them, the newest."""
+"""Results that a client keeps for `wait` calls that come after them, the newest; as many answers to starts."""
+ANSWER_TIMEOUT_S: Final = 30.0
+"""How long a start that must know whether it counted waits for the answer: a take-over may be under way."""
+
+AttributeValue = str | int | float | bool
+_ANSWERED: Final = TYPE_START_ANSWERED.encode()
 
 
 class UnknownDefinition(SagalogError):
@@ -59,6 +66,22 @@ class TopicsMissing(SagalogError):
 
 class WaitTimeout(SagalogError):
     """The workflow did not end in time; it goes on."""
+
+
+class AnswerTimeout(WaitTimeout):
+    """A start that must know whether it counted was not told in time. It is durable, and will be decided."""
+
+
+class DuplicateStart(SagalogError):
+    """The start did not count: its workflow id is in use or remembered, or a newer start came before it could begin."""
+
+    def __init__(self, workflow_id: str, answer: StartAnsweredRecord) -> None:
+        self.workflow_id = workflow_id
+        self.answer = answer
+        reason, status = answer.get("reason", "no reason was given"), answer.get("status", "unknown")
+        super().__init__(
+            f"workflow_id: {workflow_id!r} was not started anew: {reason} (it is {status}); see: sagalog show {workflow_id}"
+        )
 
 
 class Client:
@@ -75,7 +98,8 @@ class Client:
         self._newest: dict[str, str] = {}
         self._definitions_reader: Consumer | None = None
         self._results: _Results | None = None
-        self._started: OrderedDict[str, None] = OrderedDict()
+        self._started: OrderedDict[str, str | None] = OrderedDict()
+        """Workflows that this client has started; of a start that replaces, its id (hashed), by which its result is known."""
 
     async def __aenter__(self) -> Self:
         partitions = await self._log.partitions(self._topics.events)
@@ -180,25 +204,61 @@ class Client:
         deadline_ms: int | None = None,
         correlation_id: str | None = None,
         traceparent: str | None = None,
+        tenant: str | None = None,
+        priority: int | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
+        on_duplicate: OnDuplicate | str = OnDuplicate.IGNORE,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> str:
-        """Starts a workflow and returns its id once the start is durable. A second start with an id changes nothing.
+        """Starts a workflow and returns its id once the start is durable.
 
-        Raises InvalidRecord (with the field), UnknownDefinition, LogError.
+        `on_duplicate` says what becomes of it when the id is in use, or was within 7 days: `ignore` (it changes nothing), `reject`
+        (it changes nothing, and this call waits for the answer whether it counted), `replace` (the run that is on is cancelled, or
+        waited for, and this one follows).
+
+        Raises InvalidRecord (with the field), UnknownDefinition, LogError; with `reject` also DuplicateStart and AnswerTimeout.
         """
         found = await self.definition(definition)
         if workflow_id is None:
             workflow_id = f"{found.name}-{self._rng.hex(16)}"
+        policy = check_policy(on_duplicate)
         check_start(found, workflow_id, input, deadline_ms, correlation_id)
-        event = WorkflowStarted(f"{found.name}@{found.hash}", input, deadline_ms, correlation_id)
-        await self._watch_results()
-        self._note_started(workflow_id)
-        await self._append(workflow_id, event, self._rng.hex(32), traceparent)
+        check_identity(tenant, priority, dict(attributes) if attributes is not None else None)
+        event = WorkflowStarted(
+            f"{found.name}@{found.hash}",
+            input,
+            deadline_ms,
+            correlation_id,
+            tenant,
+            priority,
+            dict(attributes) if attributes else None,
+            policy if policy is not OnDuplicate.IGNORE else None,
+        )
+        results = await self._watch_results()
+        ce_id = self._rng.hex(32)
+        self._note_started(workflow_id, start_id(ce_id) if policy is OnDuplicate.REPLACE else None)
+        await self._append(workflow_id, event, ce_id, traceparent)
+        if policy is OnDuplicate.REJECT:
+            answer = await results.answer(start_id(ce_id), workflow_id, answer_timeout_s)
+            if not answer["accepted"]:
+                self._started.pop(workflow_id, None)
+                raise DuplicateStart(workflow_id, answer)
         return workflow_id
 
-    async def start_many(self, definition: str, inputs: Mapping[str, Any]) -> None:
+    async def start_many(
+        self,
+        definition: str,
+        inputs: Mapping[str, Any],
+        *,
+        tenant: str | None = None,
+        priority: int | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> None:
         """Starts one workflow per id, in batches: faster than one by one. Checked like `start`, all before the first is sent."""
         found = await self.definition(definition)
         named = f"{found.name}@{found.hash}"
+        found_by = dict(attributes) if attributes else None
+        check_identity(tenant, priority, found_by)
         by_partition: dict[int, list[Out]] = {}
         for workflow_id, value in inputs.items():
             check_start(found, workflow_id, value)
@@ -206,7 +266,7 @@ class Client:
             key = workflow_id.encode()
             record = Out(
                 key,
-                encode_event(WorkflowStarted(named, value)),
+                encode_event(WorkflowStarted(named, value, tenant=tenant, priority=priority, attributes=found_by)),
                 self._headers(TYPE_OF[WorkflowStarted], self._rng.hex(32)),
             )
             by_partition.setdefault(partition_of(key, self._partitions), []).append(record)
@@ -215,9 +275,9 @@ class Client:
         appended = [producer.append(self._topics.events, partition, found) for partition, found in by_partition.items()]
         await asyncio.gather(*appended)
 
-    def _note_started(self, workflow_id: str) -> None:
+    def _note_started(self, workflow_id: str, replacing: str | None = None) -> None:
         """Its result comes after this client began to follow results, unless the id was used before."""
-        self._started[workflow_id] = None
+        self._started[workflow_id] = replacing
         if len(self._started) > RESULTS_KEPT_MAX:
             self._started.popitem(last=False)
 
@@ -226,9 +286,18 @@ class Client:
         check_workflow_id(workflow_id)
         await self._append(workflow_id, CancelRequested(reason, who), self._rng.hex(32))
 
+    async def prioritize(self, workflow_id: str, priority: int, *, reason: str, who: str) -> None:
+        """Changes a workflow's priority, 0 to 9. What its agents have already been sent keeps the one it had."""
+        check_workflow_id(workflow_id)
+        check_priority(priority)
+        event = ActionRequested(Action.PRIORITIZE, reason, who, priority)
+        await self._append(workflow_id, event, self._rng.hex(32))
+
     async def act(self, workflow_id: str, action: Action, *, reason: str, who: str) -> None:
         """Pauses, resumes or terminates a workflow; `history` and `show` tell whether its state allowed it."""
         check_workflow_id(workflow_id)
+        if action is Action.PRIORITIZE:
+            raise InvalidRecord("action", "needs a priority; call prioritize")
         await self._append(workflow_id, ActionRequested(action, reason, who), self._rng.hex(32))
 
     async def signal(
@@ -270,14 +339,19 @@ class Client:
         await self._append(workflow_id, event, self._rng.hex(32))
 
     async def wait(self, workflow_id: str, *, timeout_s: float) -> ResultRecord:
-        """The workflow's result, once it has ended. Raises WaitTimeout."""
+        """The workflow's result, once it has ended. Raises WaitTimeout.
+
+        After a start of this client's that replaces: that start's result, and DuplicateStart when another start took its place.
+        For everybody else it is the result of the last run that has ended under the id.
+        """
         results = await self._watch_results()
-        found = results.get(workflow_id)
+        replacing = self._started.get(workflow_id)
+        found = results.get(workflow_id, replacing)
         if found is None and workflow_id not in self._started:
             found = await self._scan_results(workflow_id)
         if found is not None:
             return found
-        return await results.wait(workflow_id, timeout_s)
+        return await results.wait(workflow_id, timeout_s, replacing)
 
     async def wait_all(self, workflow_ids: Iterable[str], *, timeout_s: float) -> dict[str, ResultRecord]:
         """The results of workflows that this client started. Raises WaitTimeout."""
@@ -286,7 +360,8 @@ class Client:
         until = loop.time() + timeout_s
         found = {}
         for workflow_id in workflow_ids:
-            found[workflow_id] = await results.wait(workflow_id, max(0.0, until - loop.time()))
+            left_s = max(0.0, until - loop.time())
+            found[workflow_id] = await results.wait(workflow_id, left_s, self._started.get(workflow_id))
         return found
 
     async def history(self, workflow_id: str) -> list[dict[str, Any]]:
@@ -306,8 +381,8 @@ class Client:
         partition = TopicPartition(self._topics.results, partition_of(workflow_id.encode(), self._partitions))
         found: ResultRecord | None = None
         async for message in self._all(partition):
-            if message.key == workflow_id.encode() and message.value is not None:
-                found = decode_object(message.value)  # type: ignore[assignment]
+            if message.key == workflow_id.encode() and message.value is not None and not _is_answer(message):
+                found = _newer(found, decode_object(message.value))
         return found
 
     async def _all(self, partition: TopicPartition) -> Any:
@@ -351,6 +426,15 @@ class Client:
         return self._producer
 
 
+def check_policy(on_duplicate: str) -> OnDuplicate:
+    """Raises InvalidRecord for what is no policy."""
+    try:
+        return OnDuplicate(on_duplicate)
+    except ValueError:
+        known = ", ".join(OnDuplicate)
+        raise InvalidRecord("on_duplicate", f"{on_duplicate!r} is unknown; known are {known}") from None
+
+
 def check_start(
     definition: Definition,
     workflow_id: str,
@@ -375,12 +459,17 @@ def check_start(
 
 
 class _Results:
-    """Follows the results topic from the moment it was opened."""
+    """Follows the results topic from the moment it was opened: how workflows ended, and which starts counted."""
 
     def __init__(self, reader: Consumer) -> None:
         self._reader = reader
         self._found: OrderedDict[str, ResultRecord] = OrderedDict()
-        self._waiting: dict[str, list[asyncio.Future[ResultRecord]]] = {}
+        self._by_start: OrderedDict[str, ResultRecord] = OrderedDict()
+        """Of runs whose start replaced, by the start's id (hashed)."""
+        self._answers: OrderedDict[str, StartAnsweredRecord] = OrderedDict()
+        """By the start's id (hashed)."""
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        """By what is waited for: the id of a workflow, or of a start. Woken, a waiter looks for itself."""
         self._task = asyncio.create_task(self._follow())
 
     @classmethod
@@ -391,25 +480,51 @@ class _Results:
             reader.seek(partition, offset)
         return cls(reader)
 
-    def get(self, workflow_id: str) -> ResultRecord | None:
-        return self._found.get(workflow_id)
+    def get(self, workflow_id: str, replacing: str | None = None) -> ResultRecord | None:
+        """`replacing`: the result of the run that this start began, and of no other."""
+        return self._found.get(workflow_id) if replacing is None else self._by_start.get(replacing)
 
-    async def wait(self, workflow_id: str, timeout_s: float) -> ResultRecord:
-        found = self._found.get(workflow_id)
-        if found is not None:
-            return found
-        future: asyncio.Future[ResultRecord] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(workflow_id, []).append(future)
+    async def wait(self, workflow_id: str, timeout_s: float, replacing: str | None = None) -> ResultRecord:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + timeout_s
+        while True:
+            found = self.get(workflow_id, replacing)
+            if found is not None:
+                return found
+            answer = self._answers.get(replacing) if replacing is not None else None
+            if answer is not None and not answer["accepted"]:
+                raise DuplicateStart(workflow_id, answer)
+            if not await self._woken(workflow_id, until_s - loop.time()):
+                raise WaitTimeout(
+                    f"workflow {workflow_id} has not ended within {timeout_s:g} s; see: sagalog show {workflow_id}"
+                )
+
+    async def answer(self, start: str, workflow_id: str, timeout_s: float) -> StartAnsweredRecord:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + timeout_s
+        while (found := self._answers.get(start)) is None:
+            if not await self._woken(start, until_s - loop.time()):
+                raise AnswerTimeout(
+                    f"workflow {workflow_id}: the start is durable, but no engine has said within {timeout_s:g} s whether it "
+                    f"counted; it will be decided once the partition is worked on: sagalog replay {workflow_id}"
+                )
+        return found
+
+    async def _woken(self, what: str, timeout_s: float) -> bool:
+        """Waits for news; False when the time is up. Raises what ended the following."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(what, []).append(future)
         either: set[asyncio.Future[Any]] = {future, self._task}
-        done, _ = await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(either, timeout=max(0.0, timeout_s), return_when=asyncio.FIRST_COMPLETED)
         if future in done:
-            return future.result()
-        self._waiting.get(workflow_id, []).remove(future)
+            return True
+        waiting = self._waiting.get(what, [])
+        waiting.remove(future)
+        if not waiting:
+            self._waiting.pop(what, None)
         if self._task in done:
             self._task.result()
-        raise WaitTimeout(
-            f"workflow {workflow_id} has not ended within {timeout_s:g} s; see: sagalog show {workflow_id}"
-        )
+        return False
 
     async def _follow(self) -> None:
         while True:
@@ -421,22 +536,55 @@ class _Results:
             if message.key is None or message.value is None:
                 continue
             try:
-                record: ResultRecord = decode_object(message.value)  # type: ignore[assignment]
+                record = decode_object(message.value)
+                if _is_answer(message):
+                    self._take_answer(record)
+                    continue
             except InvalidRecord as error:
                 logger.warning("%s/%d/%d: %s", message.topic, message.partition, message.offset, error)
                 continue
             workflow_id = message.key.decode(errors="replace")
-            self._found[workflow_id] = record
+            found = self._found[workflow_id] = _newer(self._found.get(workflow_id), record)
             if len(self._found) > RESULTS_KEPT_MAX:
                 self._found.popitem(last=False)
-            for future in self._waiting.pop(workflow_id, ()):
-                if not future.done():
-                    future.set_result(record)
+            if "start_id" in found:
+                self._by_start[found["start_id"]] = found
+                if len(self._by_start) > RESULTS_KEPT_MAX:
+                    self._by_start.popitem(last=False)
+            self._wake(workflow_id)
+
+    def _take_answer(self, record: dict[str, Any]) -> None:
+        start, workflow_id = record.get("start_id"), record.get("workflow_id")
+        if type(start) is not str or type(workflow_id) is not str or type(record.get("accepted")) is not bool:
+            raise InvalidRecord("start_id", "an answer to a start names it, its workflow, and whether it was accepted")
+        self._answers[start] = record  # type: ignore[assignment]
+        if len(self._answers) > RESULTS_KEPT_MAX:
+            self._answers.popitem(last=False)
+        self._wake(start)
+        self._wake(workflow_id)
+
+    def _wake(self, what: str) -> None:
+        for future in self._waiting.pop(what, ()):
+            if not future.done():
+                future.set_result(None)
 
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await self._reader.close()
+
+
+def _is_answer(message: Any) -> bool:
+    return header(message.headers, "ce_type") == _ANSWERED
+
+
+def _newer(before: ResultRecord | None, record: dict[str, Any]) -> ResultRecord:
+    """Of two results of one id the one of the later run; of one run the one that came last."""
+    found: ResultRecord = record  # type: ignore[assignment]
+    if before is None:
+        return found
+    one, other = ((result.get("at_offset", 0), result.get("started_ms", 0)) for result in (found, before))
+    return found if one >= other else before
 
 
 def _shown(value: bytes | None) -> Any:

@@ -235,6 +235,10 @@ class SagaTest:
         self.do(self.client.act(workflow_id, Action(action), reason="test", who=WHO))
         self.settle()
 
+    def prioritize(self, workflow_id: str, priority: int) -> None:
+        self.do(self.client.prioritize(workflow_id, priority, reason="test", who=WHO))
+        self.settle()
+
     def cancel(self, workflow_id: str) -> None:
         self.do(self.client.cancel(workflow_id, reason="test", who=WHO))
         self.settle()

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from .codec import decode_object
 from .errors import InvalidRecord
 from .ids import Direction
+from .limits import PRIORITY_DEFAULT
 
 TYPE_EXECUTE: Final = "sagalog.execute.v1"
 TYPE_COMPENSATE: Final = "sagalog.compensate.v1"
@@ -49,6 +50,8 @@ class Command:
     """The workflow's deadline, in milliseconds since the epoch."""
     service: str | None = None
     withheld: Withheld | None = None
+    priority: int = PRIORITY_DEFAULT
+    """The workflow's, as it was when the command was sent: 0 to 9, the higher first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,8 @@ def encode_command(command: Command) -> bytes:
         document["service"] = command.service
     if command.withheld is not None:
         document["withheld"] = command.withheld
+    if command.priority != PRIORITY_DEFAULT:
+        document["priority"] = command.priority
     return orjson.dumps(document)
 
 
@@ -132,17 +137,19 @@ def _plain(document: dict[str, Any]) -> Command | None:
     command_id, workflow_id, definition, step, agent, attempt, direction, token, idempotency_key, timeout_ms = required
     get = document.get
     heartbeat_timeout_ms, deadline_ms, service = get("heartbeat_timeout_ms"), get("deadline_ms"), get("service")
+    priority = get("priority", PRIORITY_DEFAULT)
     if (
         direction not in _DIRECTIONS
         or not (heartbeat_timeout_ms is None or type(heartbeat_timeout_ms) is int)
         or not (deadline_ms is None or type(deadline_ms) is int)
         or not (service is None or type(service) is str)
         or get("withheld") is not None
+        or type(priority) is not int
     ):
         return None
     return Command(
         command_id, workflow_id, definition, step, agent, attempt, _DIRECTIONS[direction], token, idempotency_key,
-        get("input"), timeout_ms, heartbeat_timeout_ms, deadline_ms, service,
+        get("input"), timeout_ms, heartbeat_timeout_ms, deadline_ms, service, None, priority,
     )  # fmt: skip
 
 

@@ -99,6 +99,17 @@ class Parent:
     """What it may use, beside its own budget."""
 
 
+class OnDuplicate(StrEnum):
+    """What becomes of a start whose workflow id is in use, or was within the time that it is remembered."""
+
+    IGNORE = "ignore"
+    """It changes nothing."""
+    REJECT = "reject"
+    """The same, and it is answered either way: its starter must know whether it counted."""
+    REPLACE = "replace"
+    """The run that is on is cancelled, or waited for, and this one begins once that one has ended."""
+
+
 @dataclass(slots=True)  # not frozen: see StepCompleted
 class WorkflowStarted:
     """A request to run a workflow. `definition` is a name (the newest the partition knows) or `name@hash`."""
@@ -107,6 +118,13 @@ class WorkflowStarted:
     input: Any = None
     deadline_ms: Int | None = None
     correlation_id: str | None = None
+    tenant: str | None = None
+    priority: Int | None = None
+    """0 to 9, the higher first; none: 5."""
+    attributes: Any = None
+    """Search attributes: names to texts, numbers, or true and false."""
+    on_duplicate: OnDuplicate | None = None
+    """None: `ignore`."""
     parent: Parent | None = None
 
 
@@ -202,6 +220,8 @@ class Action(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     TERMINATE = "terminate"
+    PRIORITIZE = "prioritize"
+    """What is sent from here on has another priority, and what waits to be sent too."""
 
 
 class Decision(StrEnum):
@@ -237,6 +257,8 @@ class ActionRequested:
     action: Action
     reason: str
     who: str
+    priority: Int | None = None
+    """Of `prioritize`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +281,8 @@ class TimerFired:
     timer: Timer
     step: str | None = None
     attempt: Int | None = None
+    run: Int | None = None
+    """Which run of the workflow it is about; none: the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +296,8 @@ class AttemptLost:
     message: str
     kind: FailureKind = FailureKind.LOST
     """`invalid_input` for a command that could not be sent at all."""
+    run: Int | None = None
+    """Which run of the workflow it is about; none: the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +310,8 @@ class AttemptRefused:
     service: str
     maybe_sent: Annotated[bool, Field(strict=True)] = False
     """An owner before may have sent the command: what became of it is not known."""
+    run: Int | None = None
+    """Which run of the workflow it is about; none: the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +321,8 @@ class Quarantined:
     epoch: Int
     origin: str
     reason: str
+    run: Int | None = None
+    """Which run of the workflow it is about; none: the first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Ids: which are legal, and how those of effects are derived.
 
-Rule: every effect's id is a function of (workflow, step, attempt, direction), so that an effect sent twice is recognised.
+Rule: every effect's id is a function of (workflow, run, step, attempt, direction), so that an effect sent twice is recognised.
 """
 
 import re
@@ -65,14 +65,24 @@ def split_item(name: str) -> tuple[str, int]:
     return (step, item) if item_name(step, item) == name else (name, -1)
 
 
-def command_id(workflow_id: str, step: str, attempt: int, direction: Direction) -> str:
+FIRST_RUN: Final = 1
+"""The run of every workflow whose start does not replace. Of one that does, the run is the offset of its start in the log (plus
+2, so that it is no other's): nothing that ever happened under the id, remembered or forgotten, had the same."""
+
+
+def of_run(name: str, run: int) -> str:
+    """A name that may be told from that of another run of the same workflow id. No step, and no number, holds an '@'."""
+    return name if run == FIRST_RUN else f"{name}@{run}"
+
+
+def command_id(workflow_id: str, step: str, attempt: int, direction: Direction, run: int = FIRST_RUN) -> str:
     """The id of one attempt's command: the same for every time it is sent."""
-    return f"{workflow_id}/{step}/{attempt}/{direction}"
+    return f"{workflow_id}/{step}/{of_run(str(attempt), run)}/{direction}"
 
 
-def child_id(workflow_id: str, step: str, attempt: int) -> str:
+def child_id(workflow_id: str, step: str, attempt: int, run: int = FIRST_RUN) -> str:
     """The id of the workflow that does a step: the same for every time it is started."""
-    found = f"{workflow_id}/{step}.{attempt}"
+    found = f"{workflow_id}/{step}.{of_run(str(attempt), run)}"
     if len(found.encode()) <= WORKFLOW_ID_BYTES_MAX:
         return found
     digest = blake2b(found.encode(), digest_size=16).hexdigest()
@@ -80,9 +90,14 @@ def child_id(workflow_id: str, step: str, attempt: int) -> str:
     return f"{kept}~{digest}"
 
 
-def idempotency_key(workflow_id: str, step: str) -> str:
+def idempotency_key(workflow_id: str, step: str, run: int = FIRST_RUN) -> str:
     """What an agent de-duplicates its effect on the world by: the same for all attempts, and for the compensation."""
-    return f"{workflow_id}/{step}"
+    return f"{workflow_id}/{of_run(step, run)}"
+
+
+def start_id(seed: str) -> str:
+    """By what a start is known to others than its starter: nothing leads from it back to the seed."""
+    return blake2b(seed.encode(), digest_size=8, person=b"start").hexdigest()
 
 
 def token(seed: str, command: str) -> str:

@@ -60,6 +60,18 @@ FAILURE_MESSAGE_CHARS_MAX: Final = 500
 FAILURE_DETAILS_BYTES_MAX: Final = 16_384
 ERROR_TYPE_CHARS_MAX: Final = 100
 CORRELATION_ID_CHARS_MAX: Final = 255
+TENANT_CHARS_MAX: Final = 100
+PRIORITY_MAX: Final = 9
+"""The least is 0; the higher goes first."""
+PRIORITY_DEFAULT: Final = 5
+ATTRIBUTES_MAX: Final = 20
+"""Search attributes of one workflow."""
+ATTRIBUTE_CHARS_MAX: Final = 255
+"""Of one attribute's text."""
+ATTRIBUTES_BYTES_MAX: Final = 4_096
+"""All search attributes of one workflow, encoded; beside the payload and the envelope of its start."""
+STARTS_KEPT_MAX: Final = 50
+"""Starts that came under one id before the run that is on, and that are recognised when they come again: the newest."""
 SEED_BYTES_MAX: Final = 64
 """A longer event id is hashed before it becomes a workflow's seed."""
 TRACE_BYTES_MAX: Final = 128

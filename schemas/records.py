@@ -15,6 +15,7 @@ TYPE_CHECKPOINT: Final = "sagalog.checkpoint.v1"
 TYPE_MARKER: Final = "sagalog.marker.v1"
 TYPE_DEFINITION: Final = "sagalog.definition.v1"
 TYPE_RESULT: Final = "sagalog.result.v1"
+TYPE_START_ANSWERED: Final = "sagalog.start-answered.v1"
 TYPE_DEAD_LETTER: Final = "sagalog.dead-letter.v1"
 TYPE_REVIEW: Final = "sagalog.review.v1"
 TYPE_OUTCOME: Final = "sagalog.outcome.v1"
@@ -196,6 +197,25 @@ class PausedRecord(TypedDict):
     at_ms: int
 
 
+class NextRecord(TypedDict):
+    """A start that replaces the run that is on, and waits for its end."""
+
+    definition: str
+    """As the start named it."""
+    input: Any
+    seed: str
+    at_offset: int
+    """Of the start."""
+    at_ms: int
+    bytes: int
+    deadline_ms: NotRequired[int]
+    correlation_id: NotRequired[str]
+    trace: NotRequired[str]
+    tenant: NotRequired[str]
+    priority: NotRequired[int]
+    attributes: NotRequired[dict[str, Any]]
+
+
 class CheckpointRecord(TypedDict):
     """`checkpoints`, key = workflow id: the fold's state at an offset. A finished workflow has no steps (a stub)."""
 
@@ -227,6 +247,14 @@ class CheckpointRecord(TypedDict):
     """Of a finished one: attempts (`step/attempt`) of which nobody knows whether they did it, although the step was undone, or
     another agent did it."""
     bytes: NotRequired[int]
+    tenant: NotRequired[str]
+    priority: NotRequired[int]
+    attributes: NotRequired[dict[str, Any]]
+    run: NotRequired[int]
+    """Of a workflow whose start replaces: the offset of that start, plus 2."""
+    starts: NotRequired[list[str]]
+    """Ids (hashed) of the starts under this id that came before this run's, the newest last."""
+    next: NotRequired[NextRecord]
     steps: NotRequired[list[StepRecord]]
     withheld: NotRequired[list[WithheldRecord]]
 
@@ -273,10 +301,33 @@ class ResultRecord(TypedDict):
     failure: NotRequired[FailureRecord]
     correlation_id: NotRequired[str]
     parent: NotRequired[LineageRecord]
+    tenant: NotRequired[str]
+    priority: NotRequired[int]
+    """As it was at the end, unless it is 5."""
+    attributes: NotRequired[dict[str, Any]]
+    run: NotRequired[int]
+    """Of a workflow whose start replaces: which run under this id it was."""
+    start_id: NotRequired[str]
+    """The id (hashed) of that start."""
     usage: NotRequired[UsageRecord]
     steps: list[StepRecord]
     shortened: NotRequired[list[str]]
     """Fields whose payloads did not fit into one record and are missing here; the event log has them."""
+
+
+class StartAnsweredRecord(TypedDict):
+    """`results`, key = workflow id: whether a start counted that asked to be told (`on_duplicate` is `reject` or `replace`)."""
+
+    workflow_id: str
+    start_id: str
+    """The id of the start's event, hashed."""
+    accepted: bool
+    at_ms: int
+    at_offset: int
+    reason: NotRequired[str]
+    """Why it did not count."""
+    status: NotRequired[str]
+    """Of the workflow that was there instead."""
 
 
 class DeadLetterRecord(TypedDict):

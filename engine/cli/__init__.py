@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from sagalog.engine.client import TopicsMissing, UnknownDefinition, WaitTimeout
+from sagalog.engine.client import DuplicateStart, TopicsMissing, UnknownDefinition, WaitTimeout
 from sagalog.schemas.errors import InvalidRecord, SagalogError
 from sagalog.topics.log import LogError
 
@@ -52,6 +52,8 @@ def exit_code(error: SagalogError) -> int:
     from sagalog.infra.errors import InfraError
 
     match error:
+        case DuplicateStart():
+            return 1
         case WaitTimeout():
             return 4
         case NotFound():

@@ -1,4 +1,4 @@
-"""Commands by which people steer workflows: signal, pause, resume, terminate, reviews, decide."""
+"""Commands by which people steer workflows: signal, pause, resume, terminate, prioritize, reviews, decide."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sagalog.schemas.events import Action, Decision
+from sagalog.schemas.limits import PRIORITY_MAX
 
 from .context import open_client, open_sql, run, settings
 from .output import out, pretty, print_json, table
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
         ("pause", pause),
         ("resume", resume),
         ("terminate", terminate),
+        ("prioritize", prioritize),
         ("reviews", reviews),
         ("decide", decide),
     ):
@@ -73,6 +75,25 @@ def terminate(workflow_id: WorkflowId, reason: Reason, who: Who = None) -> None:
     Example: sagalog terminate order-1 --reason "undone by hand"
     """
     _act(workflow_id, Action.TERMINATE, reason, who)
+
+
+def prioritize(
+    workflow_id: WorkflowId,
+    priority: Annotated[int, typer.Argument(min=0, max=PRIORITY_MAX, help="0 to 9, the higher first.")],
+    reason: Reason,
+    who: Who = None,
+) -> None:
+    """Change a workflow's priority. What its agents have already been sent keeps the one it had.
+
+    Example: sagalog prioritize order-1 8 --reason "the customer waits at the counter"
+    """
+
+    async def work() -> None:
+        async with open_client(settings()) as client:
+            await client.prioritize(workflow_id, priority, reason=reason, who=who or getpass.getuser())
+
+    run(work())
+    out.print(f"asked {workflow_id} to go by priority {priority}; how it is: sagalog show {workflow_id}", markup=False)
 
 
 def _act(workflow_id: str, action: Action, reason: str, who: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +13,10 @@ import typer
 
 from sagalog.schemas.codec import decode
 from sagalog.schemas.errors import InvalidRecord
+from sagalog.schemas.events import OnDuplicate
+from sagalog.schemas.identity import check_identity
 from sagalog.schemas.ids import split_item
-from sagalog.schemas.limits import PAYLOAD_BYTES_MAX
+from sagalog.schemas.limits import PAYLOAD_BYTES_MAX, PRIORITY_DEFAULT, PRIORITY_MAX
 from sagalog.schemas.records import ResultRecord
 
 from .context import NotFound, open_client, open_sql, run, settings
@@ -43,15 +46,28 @@ def start(
     deadline_ms: Annotated[int | None, typer.Option(help="Milliseconds from the start to the last step's end.")] = None,
     correlation_id: Annotated[str | None, typer.Option(help="Any text to find it by.")] = None,
     wait_s: Annotated[float | None, typer.Option("--wait", help="Wait so many seconds for the result.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Whose workflow it is.")] = None,
+    priority: Annotated[
+        int, typer.Option(min=0, max=PRIORITY_MAX, help="0 to 9, the higher first.")
+    ] = PRIORITY_DEFAULT,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE to find it by; a number, true or false is one. Repeatable.")
+    ] = None,
+    on_duplicate: Annotated[
+        OnDuplicate, typer.Option(help="When the id is in use, or was within 7 days.")
+    ] = OnDuplicate.IGNORE,
     json: Json = False,
 ) -> None:
-    """Start a workflow. A second start with the same id changes nothing.
+    """Start a workflow. A second start with the same id changes nothing, unless --on-duplicate says otherwise.
 
     \b
     Examples: sagalog start invoice -i '{"file": "a.png"}' --id invoice-1
               sagalog start invoice -i @input.json --wait 60
+              sagalog start invoice --tenant acme --priority 8 --attribute customer=4711
+              sagalog start invoice --id invoice-1 --on-duplicate reject
     """
     value = read_input(input)
+    attributes = read_attributes(attribute or (), "--attribute")
 
     async def work() -> tuple[str, ResultRecord | None]:
         async with open_client(settings()) as client:
@@ -61,6 +77,10 @@ def start(
                 workflow_id=workflow_id,
                 deadline_ms=deadline_ms,
                 correlation_id=correlation_id,
+                tenant=tenant,
+                priority=priority if priority != PRIORITY_DEFAULT else None,
+                attributes=attributes,
+                on_duplicate=on_duplicate,
             )
             return started, await client.wait(started, timeout_s=wait_s) if wait_s is not None else None
 
@@ -109,19 +129,28 @@ def _print_result(result: ResultRecord, json: bool) -> None:
 def list_(
     status: Annotated[str | None, typer.Option(help="Only workflows in this status.")] = None,
     name: Annotated[str | None, typer.Option(help="Only workflows of this definition.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only workflows of this tenant.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only workflows with this search attribute, NAME=VALUE. Repeatable.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many at most, the newest first.")] = 20,
     json: Json = False,
 ) -> None:
     """Workflows, the newest first, from PostgreSQL.
 
-    Example: sagalog list --status running --limit 50
+    \b
+    Examples: sagalog list --status running --limit 50
+              sagalog list --tenant acme --where customer=4711
     """
+    attributes = read_attributes(where or (), "--where")
 
     async def work() -> tuple[list[dict[str, Any]], dict[str, int]]:
         from sagalog.engine.projection import queries
 
         async with open_sql(settings()) as sql:
-            page = await queries.list_workflows(sql, status=status, name=name, limit=limit)
+            page = await queries.list_workflows(
+                sql, status=status, name=name, tenant=tenant, where=attributes, limit=limit
+            )
             return [asdict(workflow) for workflow in page.workflows], await queries.counts_by_status(sql)
 
     rows, counts = run(work())
@@ -178,8 +207,19 @@ def show(workflow_id: WorkflowId, json: Json = False) -> None:
                 for c in sorted(undone, key=lambda c: c["undone_order"] or 1 << 30)
             ],
         )
+    if about := identity(workflow):
+        out.print(about, style="dim", markup=False)
     for reason in reasons:
         out.print(f"- {reason}", markup=False)
+
+
+def identity(workflow: dict[str, Any]) -> str:
+    """Whose a workflow is, how urgent, and what it is found by; empty when its start said nothing of that."""
+    found = [f"tenant {workflow['tenant']}"] if workflow["tenant"] is not None else []
+    if workflow["priority"] != PRIORITY_DEFAULT:
+        found.append(f"priority {workflow['priority']}")
+    found += [f"{name}={pretty(value)}" for name, value in sorted((workflow["attributes"] or {}).items())]
+    return ", ".join(found)
 
 
 def why(found: dict[str, Any]) -> list[str]:
@@ -191,6 +231,8 @@ def why(found: dict[str, Any]) -> list[str]:
     if workflow["paused"]:
         paused = workflow["paused"]
         reasons.append(f"paused by {paused['who']} since {at(paused['at_ms'])}: {paused['reason']}")
+    if workflow["next"]:
+        reasons.append(f"a newer start of {at(workflow['next']['at_ms'])} waits for its end, and replaces it then")
     if workflow["failure"]:
         failure = workflow["failure"]
         reasons.append(f"failed in {failure.get('step', 'the workflow')}: {failure['message']} ({failure['kind']})")
@@ -272,6 +314,22 @@ def cancel(
 
     run(work())
     out.print(f"asked {workflow_id} to stop; its outcome: sagalog wait {workflow_id}", markup=False)
+
+
+def read_attributes(given: Sequence[str], option: str) -> dict[str, str | int | float | bool]:
+    """Search attributes given as NAME=VALUE. What is a number, true or false in JSON is one; quoted ("7") it is a text."""
+    found: dict[str, str | int | float | bool] = {}
+    for one in given:
+        name, equals, text = one.partition("=")
+        if not equals:
+            raise InvalidRecord(option, f"{one[:80]!r} is not NAME=VALUE")
+        try:
+            value = decode(text.encode(errors="surrogateescape"), option)
+        except InvalidRecord:
+            value = text
+        found[name] = value if isinstance(value, str | int | float) else text
+    check_identity(None, None, found)
+    return found
 
 
 def read_input(text: str) -> Any:

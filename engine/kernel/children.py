@@ -23,7 +23,7 @@ from sagalog.schemas.events import (
     WorkflowStarted,
 )
 from sagalog.schemas.ids import Direction
-from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, PAYLOAD_BYTES_MAX, REMEMBER_MS
+from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, PAYLOAD_BYTES_MAX, PRIORITY_DEFAULT, REMEMBER_MS
 from sagalog.schemas.records import ParentRecord, ReportRecord
 from sagalog.schemas.statuses import StepStatus, WorkflowStatus
 
@@ -64,7 +64,7 @@ def start(state: WorkflowState, plan: Plan, step: StepState) -> Emit:
     spec = plan.steps[step.index]
     assert spec.child is not None
     tokens, cost = budgets.allowance(state, plan, step)
-    command = ids.command_id(state.workflow_id, spec.name_of(step), step.attempt, Direction.EXECUTE)
+    command = ids.command_id(state.workflow_id, spec.name_of(step), step.attempt, Direction.EXECUTE, state.run)
     step.token = ids.token(state.seed, command)
     parent = Parent(
         workflow_id=state.workflow_id,
@@ -81,7 +81,9 @@ def start(state: WorkflowState, plan: Plan, step: StepState) -> Emit:
         spec.resolve_input(state, step.item),
         spec.child.timeout_ms,
         state.correlation_id,
-        parent,
+        tenant=state.tenant,
+        priority=state.priority if state.priority != PRIORITY_DEFAULT else None,
+        parent=parent,
     )
     # The event's id becomes the child's seed: as hard to guess as the parent's.
     return Emit(child_of(state, spec, step), event, ids.token(state.seed, f"{command}/child"), state.trace, command)
@@ -92,7 +94,7 @@ def undo(state: WorkflowState, plan: Plan, step: StepState) -> Emit:
     assert step.undo is not None
     spec = plan.steps[step.index]
     name = spec.name_of(step)
-    command = ids.command_id(state.workflow_id, name, step.undo.attempt, Direction.COMPENSATE)
+    command = ids.command_id(state.workflow_id, name, step.undo.attempt, Direction.COMPENSATE, state.run)
     event = UndoRequested(
         _token(state, spec, step), step.undo.attempt, ids.token(state.seed, command), f"undone by {state.workflow_id}"
     )
@@ -122,8 +124,8 @@ def let_go(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
             continue
         for attempt in range(1, step.attempt + 1):
             name = spec.name_of(step)
-            child = ids.child_id(state.workflow_id, name, attempt)
-            command = ids.command_id(state.workflow_id, name, attempt, Direction.EXECUTE)
+            child = ids.child_id(state.workflow_id, name, attempt, state.run)
+            command = ids.command_id(state.workflow_id, name, attempt, Direction.EXECUTE, state.run)
             effects.append(Emit(child, ParentEnded(ids.token(state.seed, command), terminate), f"{child}/parent-ended"))
 
 
@@ -134,7 +136,7 @@ def by_child(spec: PlanStep, step: StepState) -> bool:
 
 def child_of(state: WorkflowState, spec: PlanStep, step: StepState) -> str:
     """The id of the workflow that does the step's present attempt, or did its last one."""
-    return ids.child_id(state.workflow_id, spec.name_of(step), _child_attempt(spec, step))
+    return ids.child_id(state.workflow_id, spec.name_of(step), _child_attempt(spec, step), state.run)
 
 
 def _child_attempt(spec: PlanStep, step: StepState) -> int:
@@ -144,7 +146,9 @@ def _child_attempt(spec: PlanStep, step: StepState) -> int:
 
 def _token(state: WorkflowState, spec: PlanStep, step: StepState) -> str:
     attempt = _child_attempt(spec, step)
-    return ids.token(state.seed, ids.command_id(state.workflow_id, spec.name_of(step), attempt, Direction.EXECUTE))
+    return ids.token(
+        state.seed, ids.command_id(state.workflow_id, spec.name_of(step), attempt, Direction.EXECUTE, state.run)
+    )
 
 
 # --- what a child reports

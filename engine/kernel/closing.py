@@ -11,7 +11,13 @@ from sagalog.schemas import ids
 from sagalog.schemas.codec import encode
 from sagalog.schemas.events import FailureKind
 from sagalog.schemas.ids import Direction
-from sagalog.schemas.limits import FAILURES_KEPT_MAX, REMEMBER_MS, STATE_BYTES_MAX, UNSETTLED_KEPT_MAX
+from sagalog.schemas.limits import (
+    FAILURES_KEPT_MAX,
+    PRIORITY_DEFAULT,
+    REMEMBER_MS,
+    STATE_BYTES_MAX,
+    UNSETTLED_KEPT_MAX,
+)
 from sagalog.schemas.records import DeadLetterRecord, FailureRecord, MissingRecord, ResultRecord, ReviewRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
@@ -80,7 +86,7 @@ def dead_letter(
     undo = step.undo if direction is Direction.COMPENSATE else None
     name = spec.name_of(step)
     record: DeadLetterRecord = {
-        "id": ids.command_id(state.workflow_id, name, undo.attempt if undo else step.attempt, direction),
+        "id": ids.command_id(state.workflow_id, name, undo.attempt if undo else step.attempt, direction, state.run),
         "workflow_id": state.workflow_id,
         "definition": state.definition,
         "name": state.name,
@@ -126,7 +132,7 @@ _REVIEW_OF = {StepStatus.AWAITING: "task", StepStatus.HELD: "step_failed"}
 
 def _review(state: WorkflowState, kind: str, reason: str, step: str | None, details: Any) -> ReviewRecord:
     record: ReviewRecord = {
-        "id": f"{state.workflow_id}/{step or '-'}/{kind}",
+        "id": f"{state.workflow_id}/{ids.of_run(step or '-', state.run)}/{kind}",
         "workflow_id": state.workflow_id,
         "definition": state.definition,
         "name": state.name,
@@ -193,6 +199,15 @@ def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: l
         result["failure"] = state.failure
     if state.correlation_id is not None:
         result["correlation_id"] = state.correlation_id
+    if state.tenant is not None:
+        result["tenant"] = state.tenant
+    if state.priority != PRIORITY_DEFAULT:
+        result["priority"] = state.priority
+    if state.attributes:
+        result["attributes"] = state.attributes
+    if state.run != ids.FIRST_RUN:
+        result["run"] = state.run
+        result["start_id"] = ids.start_id(state.seed)
     spent = used(state.leaves())
     if spent["tokens"] or spent["cost"] or "ms" in spent:
         result["usage"] = spent
@@ -209,7 +224,10 @@ def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: l
     state.finished_ms = state.now_ms
     state.deadline_ms = NEVER if children.awaited(state) else state.now_ms + REMEMBER_MS
     state.start = state.failure = state.paused = None
-    state.signals, state.heard = [], []
+    state.signals = []
+    if not state.of_several:
+        state.heard = []
+    state.tenant, state.priority, state.attributes = None, PRIORITY_DEFAULT, None
     if not children.may_be_undone(state, plan):
         state.steps, state.input, state.bytes = [], None, 0
 

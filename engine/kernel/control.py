@@ -7,13 +7,13 @@ from typing import assert_never
 from sagalog.schemas import ids
 from sagalog.schemas.events import Action, ActionRequested, CancelRequested, FailureKind, ParentEnded, UndoRequested
 from sagalog.schemas.ids import Direction
-from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, TEXT_CHARS_MAX
+from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, PRIORITY_MAX, TEXT_CHARS_MAX
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
 from . import children, items
 from .closing import close_stop, finish, move_workflow, review
-from .effects import Answered, Dispatch, Effect, Emit, Ignored, Reason
+from .effects import Answered, Dispatch, Effect, Emit, Ignored, Prioritized, Reason
 from .plan import Plan
 from .progress import (
     attempt,
@@ -79,6 +79,8 @@ def act(state: WorkflowState, plan: Plan | None, event: ActionRequested, effects
         case Action.TERMINATE:
             _terminate(state, plan, event, effects)
             done = True
+        case Action.PRIORITIZE:
+            done = _prioritize(state, event, effects)
         case _:
             assert_never(event.action)
     if not done:
@@ -165,13 +167,22 @@ def _terminate(state: WorkflowState, plan: Plan | None, event: ActionRequested, 
         for step in state.leaves():
             name = plan.steps[step.index].name_of(step)
             if step.status is StepStatus.RUNNING:
-                out = ids.command_id(state.workflow_id, name, step.attempt, Direction.EXECUTE)
+                out = ids.command_id(state.workflow_id, name, step.attempt, Direction.EXECUTE, state.run)
                 effects.append(Answered(out))
             if step.undo is not None and step.undo.status is UndoStatus.RUNNING:
-                out = ids.command_id(state.workflow_id, name, step.undo.attempt, Direction.COMPENSATE)
+                out = ids.command_id(state.workflow_id, name, step.undo.attempt, Direction.COMPENSATE, state.run)
                 effects.append(Answered(out))
         close_reviews(state, plan, "the workflow was terminated", effects)
     finish(state, plan, Trigger.TERMINATED, effects)
+
+
+def _prioritize(state: WorkflowState, event: ActionRequested, effects: list[Effect]) -> bool:
+    """What is sent from here on has the new priority. What agents have already keeps its own."""
+    if event.priority is None or not 0 <= event.priority <= PRIORITY_MAX or event.priority == state.priority:
+        return False
+    state.priority = event.priority
+    effects.append(Prioritized(state.workflow_id, state.priority))
+    return True
 
 
 def _cause(state: WorkflowState, message: str) -> FailureRecord:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from sagalog.schemas.commands import Command
 from sagalog.schemas.definitions import CircuitPolicy, WhenOpen
 from sagalog.schemas.events import Event
-from sagalog.schemas.records import DeadLetterRecord, ResultRecord, ReviewRecord
+from sagalog.schemas.records import DeadLetterRecord, ResultRecord, ReviewRecord, StartAnsweredRecord
 
 
 class Reason(StrEnum):
@@ -34,6 +34,12 @@ class Reason(StrEnum):
     SIGNALS_FULL = "signals_full"
     NOT_POSSIBLE = "not_possible"
     """Of an action or a decision: the workflow, or the step, is not in a state for it."""
+    EARLIER_RUN = "earlier_run"
+    """Of an event of the engine's own: it is about a run of the workflow's id that another one has replaced."""
+    INVALID_START = "invalid_start"
+    """A start that would replace a run, and that could not run itself."""
+    NO_ROOM = "no_room"
+    """A start that would wait for a run's end, beside which the state cannot hold it."""
 
 
 @dataclass(slots=True)
@@ -91,6 +97,22 @@ class Finished:
 
     result: ResultRecord
     trace: str | None = None
+
+
+@dataclass(slots=True)
+class StartAnswered:
+    """Whether a start counted that asked to be told."""
+
+    record: StartAnsweredRecord
+    trace: str | None = None
+
+
+@dataclass(slots=True)
+class Prioritized:
+    """The workflow's priority changed: what waits to be sent goes by the new one."""
+
+    workflow_id: str
+    priority: int
 
 
 @dataclass(slots=True)
@@ -174,6 +196,8 @@ Effect = (
     | Answered
     | Called
     | Finished
+    | StartAnswered
+    | Prioritized
     | DeadLettered
     | ReviewNeeded
     | ReviewClosed

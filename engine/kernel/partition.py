@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -36,10 +36,10 @@ from sagalog.schemas.events import (
     WorkflowStarted,
     parse_event,
 )
-from sagalog.schemas.ids import check_workflow_id
+from sagalog.schemas.ids import FIRST_RUN, check_workflow_id
 from sagalog.schemas.statuses import WorkflowStatus
 
-from . import attempts, children, control, late, people, starts, timers
+from . import attempts, children, control, late, people, runs, starts, timers
 from .closing import review
 from .effects import (
     ClaimLost,
@@ -54,6 +54,9 @@ from .effects import (
 from .plan import Plan, compile_plan
 from .record import Record
 from .state import WorkflowState, restore
+
+_OF_ONE_RUN: Final = frozenset({TimerFired, AttemptLost, AttemptRefused, Quarantined})
+"""Events of the engine's own. Nothing in them but the run tells what was meant for the workflow's earlier one."""
 
 
 class Partition:
@@ -172,6 +175,9 @@ class Partition:
             self._fold(state, event, record, effects)
 
     def _fold(self, state: WorkflowState, event: Event, record: Record, effects: list[Effect]) -> None:
+        if type(event) in _OF_ONE_RUN and (event.run or FIRST_RUN) != state.run:  # type: ignore[union-attr]
+            effects.append(Ignored(Reason.EARLIER_RUN, type(event).__name__))
+            return
         if (
             state.unsettled
             and isinstance(event, StepCompleted)
@@ -214,7 +220,7 @@ class Partition:
             case TimerFired():
                 forget = timers.fired(state, plan, event, offset_before, effects)
             case CancelRequested():
-                control.cancel(state, plan, event, effects)
+                people.cancelled(state, plan, event, record, effects)
             case ActionRequested() | SignalReceived() | StepDecided():
                 people.heard(state, plan, event, record, effects)
             case Quarantined():
@@ -229,6 +235,8 @@ class Partition:
             self.waiting.discard(state.workflow_id)
         if forget:
             del self.hot[state.workflow_id]
+        elif state.next is not None and state.terminal:
+            self._follow(state, record, effects)
 
     def _started(
         self,
@@ -238,25 +246,52 @@ class Partition:
         record: Record,
         effects: list[Effect],
     ) -> None:
+        plan = self._named(event.definition)
         if state is not None:
             if event.parent is not None:
                 children.started_again(state, event.parent, effects)
-            effects.append(Ignored(Reason.DUPLICATE_START, "WorkflowStarted"))
+                effects.append(Ignored(Reason.DUPLICATE_START, "WorkflowStarted"))
+            elif runs.again(state, self.plans.get(state.definition), event, record, plan, effects):
+                self._touch(workflow_id)
+                if state.status is not WorkflowStatus.WAITING:
+                    self.waiting.discard(workflow_id)
+                if state.terminal:
+                    self._follow(state, record, effects)
             return
-        name, _, hash_ = event.definition.partition("@")
-        plan = self.plans.get(hash_ or self.newest.get(name, ""))
-        if plan is not None and plan.name != name:
-            plan = None
         state = starts.start(workflow_id, event, record, plan, effects)
         try:
             check_workflow_id(workflow_id)
-        except InvalidRecord:
+        except InvalidRecord as error:
             # Its result says why it is rejected; a state under such a key would collide with the engine's own.
+            runs.first(state, event, effects, refused=str(error))
             return
+        runs.first(state, event, effects)
         self.hot[workflow_id] = state
         self._touch(workflow_id)
         if state.status is WorkflowStatus.WAITING:
             self.waiting.add(workflow_id)
+
+    def _named(self, definition: str) -> Plan | None:
+        """The plan that a start's definition means: by name the newest, by hash the very one."""
+        name, _, hash_ = definition.partition("@")
+        plan = self.plans.get(hash_ or self.newest.get(name, ""))
+        return plan if plan is not None and plan.name == name else None
+
+    def _follow(self, before: WorkflowState, record: Record, effects: list[Effect]) -> None:
+        """The start that waited for the end of this run begins. One that breaks the fold must not take the end with it."""
+        assert before.next is not None
+        start_of_effects = len(effects)
+        try:
+            state = runs.follow(before, self._named(before.next["definition"]), effects)
+        except Exception as error:  # noqa: BLE001 - as in `apply`
+            del effects[start_of_effects:]
+            before.next = None
+            reason = f"the start that waited broke the fold: {type(error).__name__}: {error}"
+            effects.append(Quarantine(before.workflow_id, reason, "fold"))
+            return
+        self.hot[before.workflow_id] = state
+        if state.status is WorkflowStatus.WAITING:
+            self.waiting.add(before.workflow_id)
 
     def _owned(self, event: Owned, effects: list[Effect]) -> None:
         if event.epoch > self.epoch:

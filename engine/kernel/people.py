@@ -9,7 +9,15 @@ from typing import Any
 
 from sagalog.schemas.codec import encode
 from sagalog.schemas.definitions import Task, WaitFor
-from sagalog.schemas.events import ActionRequested, Decision, FailureKind, Quarantined, SignalReceived, StepDecided
+from sagalog.schemas.events import (
+    ActionRequested,
+    CancelRequested,
+    Decision,
+    FailureKind,
+    Quarantined,
+    SignalReceived,
+    StepDecided,
+)
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import (
     ENVELOPE_BYTES_MAX,
@@ -24,7 +32,7 @@ from sagalog.schemas.limits import (
 from sagalog.schemas.records import FailureRecord, SignalRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import control, waits
+from . import control, runs, waits
 from .closing import close_review, dead_letter, move_step_to, note_failure
 from .effects import Effect, Ignored, Reason
 from .plan import Plan, PlanStep
@@ -39,7 +47,7 @@ def heard(
     state: WorkflowState, plan: Plan | None, event: FromOutside, record: Record, effects: list[Effect]
 ) -> None:  # fmt: skip
     """Somebody outside sent something. What does not fit the state is ignored with the reason."""
-    event_id = record.ce_id[:SEED_BYTES_MAX].decode(errors="replace") if record.ce_id else f"@{record.offset}"
+    event_id = _event_id(record)
     if event_id in state.heard:
         _ignore(Reason.DUPLICATE, event, effects)
         return
@@ -53,7 +61,27 @@ def heard(
     else:
         _decided(state, plan, event, record.size, effects)
     ignored = len(effects) == effects_before + 1 and isinstance(effects[-1], Ignored)
-    if not ignored and not state.terminal:
+    if not ignored and (not state.terminal or state.of_several):
+        _remember(state, event_id)
+
+
+def cancelled(
+    state: WorkflowState, plan: Plan | None, event: CancelRequested, record: Record, effects: list[Effect]
+) -> None:  # fmt: skip
+    """A cancel. Of a start that waits for this run's end it is the end; the run itself could not be cancelled, or it was."""
+    if not state.of_several:
+        control.cancel(state, plan, event, effects)
+        return
+    event_id = _event_id(record)
+    if event_id in state.heard:
+        effects.append(Ignored(Reason.DUPLICATE, "CancelRequested"))
+        return
+    effects_before = len(effects)
+    if state.next is not None:
+        runs.drop_next(state, f"cancelled by {event.who}: {event.reason}", effects)
+    else:
+        control.cancel(state, plan, event, effects)
+    if len(effects) != effects_before + 1 or not isinstance(effects[-1], Ignored):
         _remember(state, event_id)
 
 
@@ -66,6 +94,10 @@ def stopped(state: WorkflowState, event: Quarantined, effects: list[Effect]) -> 
     control.quarantine(state, event.reason, effects)
     if state.status is WorkflowStatus.QUARANTINED:
         _remember(state, origin)
+
+
+def _event_id(record: Record) -> str:
+    return record.ce_id[:SEED_BYTES_MAX].decode(errors="replace") if record.ce_id else f"@{record.offset}"
 
 
 def _remember(state: WorkflowState, event_id: str) -> None:

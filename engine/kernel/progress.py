@@ -463,7 +463,7 @@ def _command(
     service: str | None,
 ) -> Command:
     name = spec.name_of(step)
-    command_id = ids.command_id(state.workflow_id, name, attempt, direction)
+    command_id = ids.command_id(state.workflow_id, name, attempt, direction, state.run)
     return Command(
         command_id=command_id,
         workflow_id=state.workflow_id,
@@ -473,10 +473,11 @@ def _command(
         attempt=attempt,
         direction=direction,
         token=ids.token(state.seed, command_id),
-        idempotency_key=ids.idempotency_key(state.workflow_id, name),
+        idempotency_key=ids.idempotency_key(state.workflow_id, name, state.run),
         input=None,
         timeout_ms=spec.timeout_ms,
         heartbeat_timeout_ms=spec.heartbeat_timeout_ms,
         deadline_ms=state.deadline_ms if state.deadline_ms != NEVER and direction is Direction.EXECUTE else None,
         service=service,
+        priority=state.priority,
     )

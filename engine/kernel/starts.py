@@ -5,9 +5,11 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Any, Final
 
+from sagalog.schemas.codec import encode
 from sagalog.schemas.errors import InvalidRecord
-from sagalog.schemas.events import FailureKind, WorkflowStarted
-from sagalog.schemas.ids import check_name, check_workflow_id
+from sagalog.schemas.events import FailureKind, OnDuplicate, WorkflowStarted
+from sagalog.schemas.identity import check_identity
+from sagalog.schemas.ids import FIRST_RUN, check_name, check_workflow_id
 from sagalog.schemas.limits import (
     CHILD_DEPTH_MAX,
     CORRELATION_ID_CHARS_MAX,
@@ -17,6 +19,7 @@ from sagalog.schemas.limits import (
     FAILURE_MESSAGE_CHARS_MAX,
     NAME_CHARS_MAX,
     PAYLOAD_BYTES_MAX,
+    PRIORITY_DEFAULT,
     SEED_BYTES_MAX,
     TRACE_BYTES_MAX,
 )
@@ -42,26 +45,35 @@ def start(
         workflow_id=workflow_id,
         definition=hash_ or (plan.hash if plan else ""),
         name=name,
-        seed=_seed(record),
+        seed=seed_of(record),
         started_ms=record.time_ms,
         now_ms=record.time_ms,
         input=event.input,
         correlation_id=event.correlation_id[:CORRELATION_ID_CHARS_MAX] if event.correlation_id is not None else None,
-        trace=record.trace.decode(errors="replace") if record.trace and len(record.trace) <= TRACE_BYTES_MAX else None,
+        trace=trace_of(record),
         at_offset=record.offset,
         bytes=record.size,
         parent=children.remember_parent(event.parent) if event.parent is not None else None,
+        run=run_of(event, record),
     )
-    problem = _problem(workflow_id, event, record.size, plan)
+    problem = start_problem(workflow_id, event, record.size, plan)
     if problem is not None:
         reject(state, *problem, effects)
-    elif plan is None:
-        state.start = {"deadline_ms": event.deadline_ms}
+        return state
+    state.tenant, state.attributes = event.tenant, event.attributes
+    state.priority = event.priority if event.priority is not None else PRIORITY_DEFAULT
+    enter(state, plan, event.deadline_ms, effects)
+    return state
+
+
+def enter(state: WorkflowState, plan: Plan | None, deadline_ms: int | None, effects: list[Effect]) -> None:
+    """A start that was accepted runs, or waits for its definition."""
+    if plan is None:
+        state.start = {"deadline_ms": deadline_ms}
         _wait(state, effects)
     else:
         move_workflow(state, Trigger.STARTED, effects)
-        _run(state, plan, event.deadline_ms, effects)
-    return state
+        _run(state, plan, deadline_ms, effects)
 
 
 def definition_arrived(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
@@ -100,11 +112,15 @@ def input_problem(value: Any, plan: Plan) -> str | None:
     return plan.input_validator.problem(value) if plan.input_validator is not None else None
 
 
-def _problem(workflow_id: str, event: WorkflowStarted, size: int, plan: Plan | None) -> tuple[FailureKind, str] | None:
+def start_problem(
+    workflow_id: str, event: WorkflowStarted, size: int, plan: Plan | None
+) -> tuple[FailureKind, str] | None:  # fmt: skip
+    """Why a start cannot run, as far as that can be said without its definition; None when it can."""
     name, _, hash_ = event.definition.partition("@")
     try:
         check_workflow_id(workflow_id)
         check_name(name, "definition")
+        check_identity(event.tenant, event.priority, event.attributes)
     except InvalidRecord as error:
         return FailureKind.INVALID_INPUT, str(error)[:FAILURE_MESSAGE_CHARS_MAX]
     if len(hash_) > DEFINITION_CHARS_MAX:
@@ -117,7 +133,8 @@ def _problem(workflow_id: str, event: WorkflowStarted, size: int, plan: Plan | N
             FailureKind.INVALID_INPUT,
             f"correlation_id: is {len(event.correlation_id)} characters, more than {CORRELATION_ID_CHARS_MAX}",
         )
-    if size > PAYLOAD_BYTES_MAX + ENVELOPE_BYTES_MAX:
+    beside = len(encode(event.attributes)) if event.attributes else 0
+    if size - beside > PAYLOAD_BYTES_MAX + ENVELOPE_BYTES_MAX:
         return (
             FailureKind.INVALID_INPUT,
             f"input: the start is {size:,} bytes, more than {PAYLOAD_BYTES_MAX:,}; store it elsewhere and pass a reference",
@@ -133,7 +150,18 @@ def _problem(workflow_id: str, event: WorkflowStarted, size: int, plan: Plan | N
     return (FailureKind.INVALID_INPUT, problem) if problem is not None else None
 
 
-def _seed(record: Record) -> str:
+def trace_of(record: Record) -> str | None:
+    """The trace context that all that follows carries on."""
+    return record.trace.decode(errors="replace") if record.trace and len(record.trace) <= TRACE_BYTES_MAX else None
+
+
+def run_of(event: WorkflowStarted, record: Record) -> int:
+    """A start that replaces gives its run a name of its own: agents must not take its commands for those of an earlier run,
+    even if the fold has forgotten that there was one."""
+    return record.offset + 2 if event.on_duplicate is OnDuplicate.REPLACE else FIRST_RUN
+
+
+def seed_of(record: Record) -> str:
     # Known to the starter and the engine only, as far as the broker's ACLs go: tokens are derived from it.
     if not record.ce_id:
         return f"@{record.offset}"

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from sagalog.schemas.ids import FIRST_RUN
+from sagalog.schemas.limits import PRIORITY_DEFAULT
 from sagalog.schemas.records import (
     CheckpointRecord,
     FailureRecord,
+    NextRecord,
     ParentRecord,
     PausedRecord,
     ReportRecord,
@@ -284,6 +287,26 @@ class WorkflowState:
     """Steps that may begin, while they are being begun; None between events."""
     heard: list[str] = field(default_factory=list)
     """Ids of the signals, actions and decisions that counted, the newest last."""
+    tenant: str | None = None
+    priority: int = PRIORITY_DEFAULT
+    attributes: dict[str, Any] | None = None
+    """Search attributes."""
+    run: int = FIRST_RUN
+    """Which run under this id it is: part of the ids of its commands, unless it is the first (`ids.FIRST_RUN`)."""
+    starts: list[str] = field(default_factory=list)
+    """Ids (hashed) of the starts under this id before the one that is on, the newest last."""
+    next: NextRecord | None = None
+    """The start that waits for this run's end."""
+
+    @property
+    def run_mark(self) -> int | None:
+        """The run as events name it, which leave the first out."""
+        return self.run if self.run != FIRST_RUN else None
+
+    @property
+    def of_several(self) -> bool:
+        """Whether a start that replaces has been under this id: what people did in one run must not count in another by a copy."""
+        return self.run != FIRST_RUN or self.next is not None or bool(self.starts)
 
     @property
     def terminal(self) -> bool:
@@ -390,10 +413,16 @@ def dump(state: WorkflowState, plan: Plan | None) -> CheckpointRecord:
         record["parent"] = state.parent
     if state.report is not None:
         record["report"] = state.report
+    if state.run != FIRST_RUN:
+        record["run"] = state.run
+    if state.starts:
+        record["starts"] = list(state.starts)
     if state.finished_ms:
         record["finished_ms"] = state.finished_ms
         if state.unsettled:
             record["unsettled"] = list(state.unsettled)
+        if state.heard:
+            record["heard"] = list(state.heard)
         if not state.steps:
             return record  # type: ignore[return-value]
     record["input"] = state.input
@@ -410,6 +439,14 @@ def dump(state: WorkflowState, plan: Plan | None) -> CheckpointRecord:
         record["signals"] = list(state.signals)
     if state.heard:
         record["heard"] = list(state.heard)
+    if state.tenant is not None:
+        record["tenant"] = state.tenant
+    if state.priority != PRIORITY_DEFAULT:
+        record["priority"] = state.priority
+    if state.attributes:
+        record["attributes"] = state.attributes
+    if state.next is not None:
+        record["next"] = state.next
     if plan is not None and state.steps:
         record["steps"] = dump_steps(state, plan)
     return record  # type: ignore[return-value]
@@ -513,6 +550,12 @@ def restore(workflow_id: str, record: dict[str, Any]) -> WorkflowState:
         paused=record.get("paused"),
         signals=record.get("signals", []),
         heard=record.get("heard", []),
+        tenant=record.get("tenant"),
+        priority=record.get("priority", PRIORITY_DEFAULT),
+        attributes=record.get("attributes"),
+        run=record.get("run", FIRST_RUN),
+        starts=record.get("starts", []),
+        next=record.get("next"),
     )
     state.steps = [_restore_step(index, step) for index, step in enumerate(record.get("steps", ()))]
     for step in state.steps:

@@ -2,7 +2,7 @@
 
 Rules:
 - Records of one key are folded here by the same rule as in SQL (`workflow_merge`, `review_merge`): the newer offset wins, at
-  one offset the higher rank. PostgreSQL refuses two rows of one key in one statement.
+  one offset the later run of the id, then the higher rank. PostgreSQL refuses two rows of one key in one statement.
 - A tombstone of a checkpoint changes nothing: the engine forgets a finished workflow's id after a week, people do not. Its
   row came from `results` and goes when an operator deletes it, or with a rebuild after its result has expired.
 - A finished workflow's stub has no steps. It never takes away what a checkpoint or the result brought.
@@ -16,12 +16,14 @@ from typing import Any, Final, NamedTuple
 
 from sagalog.schemas.codec import decode_object
 from sagalog.schemas.errors import InvalidRecord
-from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY
-from sagalog.topics.log import Message, TopicPartition
+from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY, TYPE_START_ANSWERED
+from sagalog.topics.log import Message, TopicPartition, header
 from sagalog.topics.specs import Topics
 
 from . import rows
 from .rows import CompensationRow, Rank, StepRow, WorkflowRow
+
+_ANSWERED: Final = TYPE_START_ANSWERED.encode()
 
 
 class Table(NamedTuple):
@@ -116,6 +118,8 @@ class Batch:
         if topic == topics.checkpoints:
             self._checkpoint(message)
         elif topic == topics.results:
+            if header(message.headers, "ce_type") == _ANSWERED:
+                return  # whether a start counted is its starter's business
             record = self._decoded(message)
             self._workflow(rows.result_id(record), record, partition)
         elif topic == topics.circuits:
@@ -183,7 +187,7 @@ class Batch:
     def _workflow(self, workflow_id: str, record: Mapping[str, Any], partition: int) -> None:
         row = rows.workflow_row(workflow_id, record, partition)
         before = self._workflows.get(workflow_id)
-        if before is not None and (row.at_offset, row.rank) < (before.row.at_offset, before.row.rank):
+        if before is not None and _order(row) < _order(before.row):
             return
         if row.rank == Rank.STUB and before is not None and before.row.started_ms == row.started_ms:
             self._workflows[workflow_id] = before._replace(row=_fill(row, before.row))
@@ -213,6 +217,11 @@ class Batch:
         return document
 
 
+def _order(row: WorkflowRow) -> tuple[int, int, int]:
+    """Which of two rows of one id counts: the higher. In one event one run may end and the next begin, always later."""
+    return row.at_offset, row.started_ms, row.rank
+
+
 def _fill(stub: WorkflowRow, before: WorkflowRow) -> WorkflowRow:
     """A stub with what the record before it in the batch said: what `workflow_merge` does with the row in the table."""
     return stub._replace(
@@ -225,6 +234,9 @@ def _fill(stub: WorkflowRow, before: WorkflowRow) -> WorkflowRow:
         missing=before.missing,
         failure=before.failure,
         usage=before.usage,
+        tenant=before.tenant,
+        priority=before.priority,
+        attributes=before.attributes,
     )
 
 

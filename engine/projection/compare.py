@@ -42,6 +42,7 @@ _STUB_FIELDS: Final = (
     "finished_ms",
     "paused",
     "signals",
+    "run",
 )
 _NOT_COMPARED: Final = frozenset({"rank", "withheld"})
 
@@ -137,7 +138,19 @@ def canonical(value: Any) -> Any:
 
 
 _JSON_COLUMNS: Final = frozenset(
-    {"input", "output", "missing", "failure", "withheld", "paused", "signals", "failures", "usage"}
+    {
+        "input",
+        "output",
+        "missing",
+        "failure",
+        "withheld",
+        "paused",
+        "signals",
+        "failures",
+        "usage",
+        "attributes",
+        "next",
+    }
 )
 
 

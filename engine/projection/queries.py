@@ -5,10 +5,12 @@ Times are `datetime` with a zone. Sizes of answers are bounded: lists come in pa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
+from sagalog.schemas.codec import encode
 from sagalog.schemas.errors import SagalogError
 from sagalog.schemas.statuses import WorkflowStatus
 
@@ -39,6 +41,9 @@ class WorkflowSummary:
     failure_message: str | None
     withheld: bool
     """Whether a command is ready but not sent yet."""
+    tenant: str | None
+    priority: int
+    attributes: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,14 @@ class Workflow:
     at_offset: int
     usage: dict[str, int] | None
     """{attempts, tokens, cost} of a finished one whose agents said what they used; the attempts are those at executing."""
+    tenant: str | None
+    priority: int
+    attributes: dict[str, Any] | None
+    """Search attributes."""
+    run: int
+    """1, or which run it is of an id whose start replaced another."""
+    next: dict[str, Any] | None
+    """{definition, at_ms} of the start that replaces it once it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +232,32 @@ class WorkflowDetails:
 
 
 async def list_workflows(
-    sql: Sql, *, status: str | None = None, name: str | None = None, limit: int = 50, after: str | None = None
+    sql: Sql,
+    *,
+    status: str | None = None,
+    name: str | None = None,
+    tenant: str | None = None,
+    where: Mapping[str, str | int | float | bool] | None = None,
+    limit: int = 50,
+    after: str | None = None,
 ) -> WorkflowPage:
-    """Workflows, the one started last first. Raises InvalidQuery for a status, a limit or an `after` that cannot be."""
+    """Workflows, the one started last first. `where`: search attributes that they must have, all of them.
+
+    Raises InvalidQuery for a status, a limit or an `after` that cannot be.
+    """
     if status is not None and status not in WorkflowStatus.__members__.values():
         raise InvalidQuery(f"status: {status[:80]!r} is unknown; known are {', '.join(WorkflowStatus)}")
     _check_limit(limit)
     after_started, after_id = (None, None) if after is None else _parse_after(after)
-    params = {"status": status, "name": name, "limit": limit + 1, "after_started": after_started, "after_id": after_id}
+    params = {
+        "status": status,
+        "name": name,
+        "tenant": tenant,
+        "where": encode(dict(where)).decode() if where else None,
+        "limit": limit + 1,
+        "after_started": after_started,
+        "after_id": after_id,
+    }
     async with sql.transaction(snapshot=True) as transaction:
         found = [_as(WorkflowSummary, row) for row in await transaction.fetch("workflows_list", params)]
     page = found[:limit]

@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple
 from sagalog.schemas.codec import encode
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import Decision
-from sagalog.schemas.ids import item_name
-from sagalog.schemas.limits import TIME_MS_MAX
+from sagalog.schemas.ids import FIRST_RUN, item_name
+from sagalog.schemas.limits import PRIORITY_DEFAULT, PRIORITY_MAX, TIME_MS_MAX
 from sagalog.schemas.statuses import TERMINAL, CircuitStatus, StepStatus, UndoStatus, WorkflowStatus
 
 INTEGER_MAX: Final = 2**31 - 1
@@ -81,6 +81,12 @@ class WorkflowRow(NamedTuple):
     paused: Json
     signals: Json
     usage: Json
+    tenant: str | None
+    priority: int
+    attributes: Json
+    run: int
+    next: Json
+    """The start that waits for this run's end, without its seed: who knows that can answer in its agents' names."""
 
 
 class StepRow(NamedTuple):
@@ -265,7 +271,19 @@ def workflow_row(workflow_id: str, record: Record, partition: int) -> WorkflowRo
         _json(_object_or_none(record, "paused")),
         _json(_objects(record, "signals") or None),
         _json(_object_or_none(record, "usage")),
+        _text_or_none(record, "tenant"),
+        _integer(record, "priority", PRIORITY_MAX) if "priority" in record else PRIORITY_DEFAULT,
+        _json(_object_or_none(record, "attributes")),
+        _integer(record, "run", OFFSET_MAX) if "run" in record else FIRST_RUN,
+        _json(_next(record)),
     )
+
+
+def _next(record: Record) -> dict[str, Any] | None:
+    following = _object_or_none(record, "next")
+    if following is None:
+        return None
+    return {"definition": _text(following, "definition"), "at_ms": _time(following, "at_ms")}
 
 
 def step_rows(workflow_id: str, record: Record) -> list[StepRow]:

@@ -403,7 +403,8 @@ class Session:
         processor = self.processors.get(TopicPartition(self._topics.events, message.partition))
         if processor is not None and isinstance(processor.machine, WorkflowMachine):
             beat = parse_heartbeat(message.value)
-            processor.machine.heard(beat.workflow_id, beat.step, beat.attempt, beat.direction)
+            beating = (message.key or b"").decode(errors="replace")
+            processor.machine.heard(beating, beat.workflow_id, beat.step, beat.attempt, beat.direction)
 
     async def _follow(self, reader: Consumer, handle: Callable[[Message], None]) -> None:
         try:

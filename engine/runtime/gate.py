@@ -5,15 +5,16 @@ Rules:
 - Open circuit: by the step's policy a command is parked, or refused (which becomes an event and is folded).
 - Half open: one command, and only in the partition that was granted the probe.
 - After closing, parked commands go out on a ramp, so that a service that just came back is not knocked over.
+- What waits goes by its workflow's priority, then by age; nothing waits for ever (`infra.queues`).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from sagalog.engine.kernel.effects import Dispatch
+from sagalog.infra.queues import PriorityQueue
 from sagalog.schemas.commands import Withheld
 from sagalog.schemas.definitions import WhenOpen
 from sagalog.schemas.records import WithheldRecord
@@ -37,6 +38,7 @@ class _Held:
     effect: Dispatch
     reason: str
     since_ms: int
+    queue: PriorityQueue[str]
 
 
 @dataclass(slots=True)
@@ -44,7 +46,7 @@ class _Service:
     """One service, as this partition sees it."""
 
     view: CircuitView
-    queue: deque[str] = field(default_factory=deque)
+    queue: PriorityQueue[str] = field(default_factory=PriorityQueue)
     probe_used: CircuitView | None = None
     """The grant that was used already."""
     ramp_next_ms: int = 0
@@ -68,7 +70,7 @@ class Gate:
         self._services: dict[str, _Service] = {}
         self._held: dict[str, _Held] = {}
         self._by_workflow: dict[str, set[str]] = {}
-        self._agents: dict[str, deque[str]] = {}
+        self._agents: dict[str, PriorityQueue[str]] = {}
         """Commands that wait for a place among their agent's."""
         self._in_flight: dict[str, int] = {}
         self._out: dict[str, str] = {}
@@ -104,8 +106,16 @@ class Gate:
         agent = self._out.pop(command_id, None)
         if agent is not None:
             self._in_flight[agent] -= 1
-        elif self._held.pop(command_id, None) is not None:
+        elif (held := self._held.pop(command_id, None)) is not None:
+            held.queue.discard(command_id)
             self._forget(command_id)
+
+    def prioritize(self, workflow_id: str, priority: int) -> None:
+        """What this workflow has waiting goes by another priority from now on, and keeps its age."""
+        for command_id in self._by_workflow.get(workflow_id, ()):
+            held = self._held[command_id]
+            held.effect.command.priority = priority
+            held.queue.move(command_id, priority)
 
     def release(self, now_ms: int) -> list[Dispatch]:
         """Commands that may go out now, each saying how long it was withheld and why."""
@@ -116,7 +126,7 @@ class Gate:
             self._release_service(service, now_ms, released)
         for agent, queue in self._agents.items():
             while queue and self._in_flight.get(agent, 0) < self._in_flight_max:
-                self._take(queue.popleft(), now_ms, released)
+                self._take(queue.pop(), now_ms, released)
         return released
 
     # --- circuits
@@ -172,7 +182,7 @@ class Gate:
         if service is not None:
             queue = self._services.setdefault(service, _Service(_CLOSED)).queue
         else:
-            queue = self._agents.setdefault(command.agent, deque())
+            queue = self._agents.setdefault(command.agent, PriorityQueue())
         self._hold(effect, record["reason"], record["since_ms"], queue)
 
     def held_of(self, workflow_id: str) -> list[Dispatch]:
@@ -217,14 +227,14 @@ class Gate:
                 return
             case CircuitStatus.HALF_OPEN:
                 while service.queue and self._probe_free(service):
-                    if self._take(service.queue.popleft(), now_ms, released):
+                    if self._take(service.queue.pop(), now_ms, released):
                         service.probe_used = service.view
             case CircuitStatus.CLOSED:
                 if service.queue and not service.ramp_size:
                     service.ramp_size, service.ramp_next_ms = RAMP_FIRST, now_ms
                 while service.queue and now_ms >= service.ramp_next_ms:
                     for _ in range(min(service.ramp_size, len(service.queue))):
-                        self._take(service.queue.popleft(), now_ms, released)
+                        self._take(service.queue.pop(), now_ms, released)
                     service.ramp_size *= 2
                     service.ramp_next_ms += RAMP_MS
                 if not service.queue:
@@ -234,17 +244,17 @@ class Gate:
         agent = effect.command.agent
         out = self._in_flight.get(agent, 0)
         if out >= self._in_flight_max:
-            self._hold(effect, "in_flight_limit", since_ms, self._agents.setdefault(agent, deque()))
+            self._hold(effect, "in_flight_limit", since_ms, self._agents.setdefault(agent, PriorityQueue()))
             return False
         self._in_flight[agent] = out + 1
         self._out[effect.command.command_id] = agent
         return True
 
-    def _hold(self, effect: Dispatch, reason: str, since_ms: int, queue: deque[str]) -> None:
+    def _hold(self, effect: Dispatch, reason: str, since_ms: int, queue: PriorityQueue[str]) -> None:
         command = effect.command
-        self._held[command.command_id] = _Held(effect, reason, since_ms)
+        self._held[command.command_id] = _Held(effect, reason, since_ms, queue)
         self._by_workflow.setdefault(command.workflow_id, set()).add(command.command_id)
-        queue.append(command.command_id)
+        queue.push(command.command_id, command.priority)
         self.changed.add(command.workflow_id)
 
     def _take(self, command_id: str, now_ms: int, released: list[Dispatch]) -> bool:

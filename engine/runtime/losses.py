@@ -22,6 +22,8 @@ class Watched:
     message: str = "no answer in time"
     timeout_ms: int = 0
     heartbeat_ms: int | None = None
+    run: int | None = None
+    """As events name it."""
 
 
 class Losses:

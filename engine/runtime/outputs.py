@@ -6,12 +6,13 @@ import base64
 from functools import cache
 from typing import Any, Final
 
-from sagalog.engine.kernel.effects import DeadLettered, Dispatch, Finished, ReviewClosed, ReviewNeeded
+from sagalog.engine.kernel.effects import DeadLettered, Dispatch, Finished, ReviewClosed, ReviewNeeded, StartAnswered
 from sagalog.engine.kernel.record import Record
 from sagalog.schemas import records
 from sagalog.schemas.codec import encode
 from sagalog.schemas.commands import TYPE_OF_DIRECTION, encode_command
 from sagalog.schemas.events import TYPE_OF, Event, encode_event
+from sagalog.schemas.ids import FIRST_RUN, of_run
 from sagalog.schemas.limits import QUARANTINE_VALUE_BYTES_MAX, RECORD_BYTES_MAX
 from sagalog.topics.log import Message, Out
 
@@ -74,7 +75,17 @@ def result(effect: Finished) -> Out:
     """For `results`."""
     workflow_id = effect.result["workflow_id"]
     value = _fitting(effect.result, ("steps", "input", "output"))
-    return Out(workflow_id.encode(), value, headers(records.TYPE_RESULT, f"{workflow_id}/result", effect.trace))
+    ce_id = f"{workflow_id}/{of_run('result', effect.result.get('run', FIRST_RUN))}"
+    return Out(workflow_id.encode(), value, headers(records.TYPE_RESULT, ce_id, effect.trace))
+
+
+def start_answered(effect: StartAnswered) -> Out:
+    """For `results`, among which it is told by its type."""
+    record = effect.record
+    ce_id = f"{record['workflow_id']}/start/{record['start_id']}"
+    return Out(
+        record["workflow_id"].encode(), encode(record), headers(records.TYPE_START_ANSWERED, ce_id, effect.trace)
+    )
 
 
 def dead_letter(effect: DeadLettered) -> Out:

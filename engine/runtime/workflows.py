@@ -23,10 +23,12 @@ from sagalog.engine.kernel.effects import (
     Ignored,
     Moved,
     OwnerChanged,
+    Prioritized,
     Quarantine,
     Reason,
     ReviewClosed,
     ReviewNeeded,
+    StartAnswered,
 )
 from sagalog.engine.kernel.partition import Partition
 from sagalog.engine.kernel.plan import Plan
@@ -100,8 +102,8 @@ class WorkflowMachine:
         self._emits: dict[str, Emit] = {}
         """Events of other workflows, by what their answer names or else their own id: caused since the last batch, or, before
         this owner was live, since its marker and not answered since."""
-        self._to_stop: list[tuple[str, str, str]] = []
-        """(workflow, origin, reason) of records that could not be read or folded, until their event is appended."""
+        self._to_stop: list[tuple[str, str, str, int | None]] = []
+        """(workflow, origin, reason, run) of records that could not be read or folded, until their event is appended."""
         self._dirty: dict[str, None] = {}
         self._resting: dict[str, bytes] = {}
         """Checkpoints of the cut before: whose workflow is not touched until the next cut goes back to bytes."""
@@ -277,6 +279,10 @@ class WorkflowMachine:
                 case Finished():
                     self._backlog.append((self._topics.results, outputs.result(effect)))
                     self._metrics.finished(effect)
+                case StartAnswered():
+                    self._backlog.append((self._topics.results, outputs.start_answered(effect)))
+                case Prioritized():
+                    self._prioritize(effect)
                 case DeadLettered():
                     self._backlog.append((self._topics.dead_letters, outputs.dead_letter(effect)))
                 case ReviewNeeded() | ReviewClosed():
@@ -301,6 +307,12 @@ class WorkflowMachine:
         elif admitted is None:
             self._refuse(effect)
 
+    def _prioritize(self, effect: Prioritized) -> None:
+        self.gate.prioritize(effect.workflow_id, effect.priority)
+        for waiting in self._outbox.values():
+            if waiting.command.workflow_id == effect.workflow_id:
+                waiting.command.priority = effect.priority
+
     def _refuse_held(self, workflow_id: str) -> None:
         """The workflow stops: what it has parked at a circuit is not to be sent any more, or the stop would wait for it."""
         for held in self.gate.held_of(workflow_id):
@@ -315,7 +327,14 @@ class WorkflowMachine:
         self.gate.answered(command.command_id)
         self._append_event(
             command.workflow_id,
-            AttemptRefused(self._fold.epoch, command.step, command.attempt, command.service, effect.maybe_sent),
+            AttemptRefused(
+                self._fold.epoch,
+                command.step,
+                command.attempt,
+                command.service,
+                effect.maybe_sent,
+                self._run(command.workflow_id),
+            ),
             f"{command.command_id}/refused/{self._fold.epoch}",
         )
 
@@ -334,8 +353,12 @@ class WorkflowMachine:
             command.command_id, self._watched(effect), self._monotonic_ms + effect.patience_ms + LOSS_GRACE_MS
         )
 
-    @staticmethod
-    def _watched(effect: Dispatch) -> Watched:
+    def _run(self, workflow_id: str) -> int | None:
+        """The run that is on, as events name it. Nothing of an earlier one is out or withheld: it ended with its last answer."""
+        state = self._fold.get(workflow_id)
+        return state.run_mark if state is not None else None
+
+    def _watched(self, effect: Dispatch) -> Watched:
         command = effect.command
         return Watched(
             workflow_id=command.workflow_id,
@@ -344,6 +367,7 @@ class WorkflowMachine:
             direction=command.direction.value,
             timeout_ms=command.timeout_ms,
             heartbeat_ms=command.heartbeat_timeout_ms,
+            run=self._run(command.workflow_id),
         )
 
     def _quarantine(self, message: Message, effect: Quarantine) -> None:
@@ -353,7 +377,8 @@ class WorkflowMachine:
         self._backlog.append((self._topics.quarantine, record))
         if effect.workflow_id is not None and self._fold.get(effect.workflow_id) is not None:
             origin = f"{message.topic}/{message.partition}/{message.offset}"
-            self._to_stop.append((effect.workflow_id, origin, effect.reason[:EVENT_REASON_CHARS_MAX]))
+            reason = effect.reason[:EVENT_REASON_CHARS_MAX]
+            self._to_stop.append((effect.workflow_id, origin, reason, self._run(effect.workflow_id)))
 
     def _settle_touched(self) -> None:
         """After a batch: timers of what it touched, and what the next cut has to hold."""
@@ -372,9 +397,9 @@ class WorkflowMachine:
 
     def _send_backlog(self) -> None:
         """Everything but commands, batched per topic."""
-        for workflow_id, origin, reason in self._to_stop:
+        for workflow_id, origin, reason, run in self._to_stop:
             # Of a record that the owner before had quarantined already, a second event is ignored.
-            event = Quarantined(self._fold.epoch, origin, reason)
+            event = Quarantined(self._fold.epoch, origin, reason, run)
             self._append_event(workflow_id, event, f"{origin}/quarantined")
         self._to_stop.clear()
         by_topic: dict[str, list[Out]] = {}
@@ -446,15 +471,16 @@ class WorkflowMachine:
             found = self._service_partitions[service] = partition_of(service.encode(), self._outcome_partitions)
         return found
 
-    def heard(self, workflow_id: str, step: str, attempt: int, direction: Direction) -> None:
-        """A heartbeat: the attempt is alive, and has its time or its next heartbeat's time from now on."""
-        beating = command_id(workflow_id, step, attempt, direction)
-        watched = self._losses.get(beating) or self._taken_over(workflow_id, step, attempt, direction)
+    def heard(self, beating: str, workflow_id: str, step: str, attempt: int, direction: Direction) -> None:
+        """A heartbeat of the command `beating`: the attempt is alive, and has its time or its next heartbeat's from now on."""
+        watched = self._losses.get(beating) or self._taken_over(beating, workflow_id, step, attempt, direction)
         if watched is not None:
             patience_ms = watched.heartbeat_ms or watched.timeout_ms
             self._losses.watch(beating, watched, self._monotonic_ms + patience_ms + LOSS_GRACE_MS)
 
-    def _taken_over(self, workflow_id: str, step: str, attempt: int, direction: Direction) -> Watched | None:
+    def _taken_over(
+        self, beating: str, workflow_id: str, step: str, attempt: int, direction: Direction
+    ) -> Watched | None:
         """An attempt that was out at the take-over, and shows now that it lives: watched by itself from here."""
         if self._losses.get("@" + workflow_id) is None:
             return None
@@ -462,6 +488,8 @@ class WorkflowMachine:
         plan = self._fold.plan_of(state) if state is not None else None
         if state is None or plan is None or not state.steps:
             return None
+        if beating != command_id(workflow_id, step, attempt, direction, state.run):
+            return None  # of a run before
         found = plan.find(state, step)
         if found is None:
             return None
@@ -475,7 +503,13 @@ class WorkflowMachine:
         if not out:
             return None
         return Watched(
-            workflow_id, step, attempt, direction.value, timeout_ms=timeout_ms, heartbeat_ms=spec.heartbeat_timeout_ms
+            workflow_id,
+            step,
+            attempt,
+            direction.value,
+            timeout_ms=timeout_ms,
+            heartbeat_ms=spec.heartbeat_timeout_ms,
+            run=state.run_mark,
         )
 
     def circuit(self, service: str, view: CircuitView) -> None:
@@ -488,7 +522,7 @@ class WorkflowMachine:
         for timer, step, attempt in due_timers(state, self._fold.plan_of(state), now_ms):
             self._append_event(
                 workflow_id,
-                TimerFired(self._fold.epoch, timer, step, attempt),
+                TimerFired(self._fold.epoch, timer, step, attempt, state.run_mark),
                 f"{workflow_id}/{timer.value}/{step or '-'}/{attempt or 0}",
             )
             self._metrics.timers.inc()
@@ -507,7 +541,15 @@ class WorkflowMachine:
         self._metrics.lost.inc()
         self._append_event(
             watched.workflow_id,
-            AttemptLost(self._fold.epoch, watched.step, watched.attempt, Direction(watched.direction), message, kind),
+            AttemptLost(
+                self._fold.epoch,
+                watched.step,
+                watched.attempt,
+                Direction(watched.direction),
+                message,
+                kind,
+                watched.run,
+            ),
             f"{lost_id}/lost/{self._fold.epoch}",
         )
 
@@ -526,9 +568,9 @@ class WorkflowMachine:
             if step.undo is not None and step.undo.status is UndoStatus.RUNNING and not undone_by_child(step, spec):
                 out.append((step.undo.attempt, Direction.COMPENSATE))
             for attempt, direction in out:
-                lost_id = command_id(workflow_id, name, attempt, direction)
+                lost_id = command_id(workflow_id, name, attempt, direction, state.run)
                 if self._losses.get(lost_id) is None and not self.gate.holds(lost_id):
-                    watched = Watched(workflow_id, name, attempt, direction.value)
+                    watched = Watched(workflow_id, name, attempt, direction.value, run=state.run_mark)
                     self._lose(lost_id, watched, "no answer in time since the engine took over")
 
     def _append_event(self, workflow_id: str, event: Any, ce_id: str) -> None:

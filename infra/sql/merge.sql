@@ -2,30 +2,31 @@
 -- different topics of one partition lock rows in the same order.
 
 -- workflow_forget_earlier_run --
--- An id can be used again once it is forgotten. Steps of the run before must not stay beside those of the new one.
+-- An id can be used again once it is forgotten, or by a start that replaces. Steps of the run before must not stay beside those
+-- of the new one, which began later, if only by a millisecond.
 WITH gone AS (
     SELECT s.workflow_id
     FROM staging_workflow s
     JOIN workflow w ON w.workflow_id = s.workflow_id
-    WHERE w.started_at < to_timestamp(s.started_ms / 1000.0) AND (s.at_offset, s.rank) >= (w.at_offset, w.rank)
+    WHERE w.started_at < to_timestamp(s.started_ms / 1000.0) AND s.at_offset >= w.at_offset
 ), compensations AS (
     DELETE FROM compensation c USING gone WHERE c.workflow_id = gone.workflow_id
 )
 DELETE FROM step s USING gone WHERE s.workflow_id = gone.workflow_id
 
 -- workflow_merge --
--- The newer offset wins, at one offset the higher rank. A bare stub (rank 0) brings the end but not what the workflow was
+-- The newer offset wins, at one offset the later run, then the higher rank. A bare stub (rank 0) brings the end but not what the workflow was
 -- about: that is kept. What is left in staging afterwards was accepted: steps and compensations of the rest do not count.
 WITH accepted AS (
     INSERT INTO workflow AS w (
         workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
         deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals,
-        usage
+        usage, tenant, priority, attributes, run, next
     )
     SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank,
            to_timestamp(started_ms / 1000.0), to_timestamp(updated_ms / 1000.0), to_timestamp(finished_ms / 1000.0),
            to_timestamp(deadline_ms / 1000.0), completeness, correlation_id, stopped, input, output, missing, failure, withheld,
-           paused, signals, usage
+           paused, signals, usage, tenant, priority, attributes, run, next
     FROM staging_workflow
     ORDER BY workflow_id
     ON CONFLICT (workflow_id) DO UPDATE SET
@@ -43,6 +44,12 @@ WITH accepted AS (
         withheld = excluded.withheld,
         paused = excluded.paused,
         signals = excluded.signals,
+        run = excluded.run,
+        next = excluded.next,
+        tenant = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.tenant ELSE excluded.tenant END,
+        priority = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.priority ELSE excluded.priority END,
+        attributes = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.attributes
+                          ELSE excluded.attributes END,
         deadline_at = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.deadline_at
                            ELSE excluded.deadline_at END,
         completeness = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.completeness
@@ -53,7 +60,7 @@ WITH accepted AS (
         missing = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.missing ELSE excluded.missing END,
         failure = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.failure ELSE excluded.failure END,
         usage = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.usage ELSE excluded.usage END
-    WHERE (excluded.at_offset, excluded.rank) >= (w.at_offset, w.rank)
+    WHERE (excluded.at_offset, excluded.started_at, excluded.rank) >= (w.at_offset, w.started_at, w.rank)
     RETURNING w.workflow_id
 )
 DELETE FROM staging_workflow s WHERE NOT EXISTS (SELECT FROM accepted a WHERE a.workflow_id = s.workflow_id)

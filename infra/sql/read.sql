@@ -4,10 +4,12 @@
 -- Newest first, a page at a time. `after_*` are the last row of the page before.
 SELECT workflow_id, name, definition, status, terminal, started_at, updated_at, finished_at, completeness, correlation_id,
        failure ->> 'kind' AS failure_kind, failure ->> 'message' AS failure_message,
-       withheld IS NOT NULL AS withheld
+       withheld IS NOT NULL AS withheld, tenant, priority, attributes
 FROM workflows
 WHERE (%(status)s::text IS NULL OR status = %(status)s)
   AND (%(name)s::text IS NULL OR name = %(name)s)
+  AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+  AND (%(where)s::jsonb IS NULL OR attributes @> %(where)s::jsonb)
   AND (%(after_started)s::timestamptz IS NULL
        OR (started_at, workflow_id) < (%(after_started)s::timestamptz, %(after_id)s::text))
 ORDER BY started_at DESC, workflow_id DESC
@@ -63,7 +65,8 @@ SELECT * FROM health ORDER BY agent
 -- rows_workflows --
 -- For verify, a page of ids at a time; `ids` NULL: all.
 SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
-       deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals, usage
+       deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals, usage, tenant,
+       priority, attributes, run, next
 FROM workflow
 WHERE (%(ids)s::text[] IS NULL OR workflow_id = ANY(%(ids)s::text[])) AND workflow_id > %(after)s
 ORDER BY workflow_id

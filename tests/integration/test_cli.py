@@ -219,6 +219,36 @@ def test_list_shows_the_newest_first_and_filters(
     assert "'finished' is unknown; known are waiting, running" in wrong.one_sentence()
 
 
+def test_starts_say_whose_they_are_and_what_becomes_of_them_under_an_id_in_use(
+    place: Place, idle: str, called: Callable[..., Ended]
+) -> None:
+    said = ("--tenant", "acme", "--priority", "8", "--attribute", "customer=4711")
+    assert called("start", idle, "--id", "idle-acme", *said, "--on-duplicate", "reject").code == 0
+    refused = called("start", idle, "--id", "idle-acme", "--on-duplicate", "reject")
+    assert refused.code == 1
+    assert "'idle-acme' was not started anew: the workflow is running" in refused.one_sentence()
+    assert called("prioritize", "idle-acme", "3", "--reason", "it has time").code == 0
+
+    def listed() -> list[dict[str, object]]:
+        found = called("list", "--tenant", "acme", "--where", "customer=4711", "--json").json()["workflows"]
+        return [row for row in found if row["priority"] == 3]
+
+    (row,) = until(listed, 20, lambda: "the workflow is not listed with its new priority")
+    assert (row["workflow_id"], row["tenant"], row["attributes"]) == ("idle-acme", "acme", {"customer": 4711})
+    assert "tenant acme, priority 3, customer=4711\n" in called("show", "idle-acme").out
+    assert called("list", "--where", 'customer="4711"', "--json").json()["workflows"] == []
+    assert "'customer' is not NAME=VALUE" in called("list", "--where", "customer").one_sentence()
+
+    assert called("start", idle, "--id", "idle-acme", "--tenant", "next", "--on-duplicate", "replace").code == 0
+    until(
+        lambda: called("list", "--tenant", "next", "--json").json()["workflows"],
+        20,
+        lambda: "the run that replaces the other is not listed",
+    )
+    assert called("wait", "idle-acme", "--json").json()["status"] == "cancelled"  # of the last run that has ended
+    assert called("cancel", "idle-acme", "--reason", "enough").code == 0
+
+
 # --- show, history, replay
 
 

@@ -6,6 +6,7 @@ then compares.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from sagalog.engine.kernel.effects import (
     Ignored,
     ReviewClosed,
     ReviewNeeded,
+    StartAnswered,
 )
 from sagalog.engine.runtime.outputs import review, to_record
 from sagalog.infra.simulation import EPOCH_MS
@@ -37,13 +39,15 @@ from sagalog.schemas.events import (
     AttemptLost,
     AttemptRefused,
     FailureKind,
+    OnDuplicate,
     Owned,
     Quarantined,
     TimerFired,
     WorkflowStarted,
 )
-from sagalog.schemas.ids import Direction, split_item
-from sagalog.schemas.records import MARKER_KEY, TYPE_OUTCOME
+from sagalog.schemas.ids import FIRST_RUN, Direction, idempotency_key, of_run, split_item, start_id
+from sagalog.schemas.ids import command_id as command_id_of
+from sagalog.schemas.records import MARKER_KEY, TYPE_OUTCOME, TYPE_START_ANSWERED
 from sagalog.topics.log import Message, TopicPartition, header
 from sagalog.topics.specs import Topics
 
@@ -61,6 +65,7 @@ _GIVEN_UP: Final = ("failed", "skipped")
 _WELL: Final = ("completed", "degraded")
 _UNDONE: Final = ("failed", "compensated", "cancelled", "review")
 _STARTED: Final = TYPE_OF[WorkflowStarted].encode()
+_ANSWERED: Final = TYPE_START_ANSWERED.encode()
 _REFUSED: Final = TYPE_OF[AttemptRefused].encode()
 _OWNED: Final = TYPE_OF[Owned].encode()
 _OF_OWNERS: Final = {TYPE_OF[kind].encode() for kind in (Owned, TimerFired, AttemptLost, AttemptRefused, Quarantined)}
@@ -78,6 +83,9 @@ class Refold:
     emitted: dict[tuple[str, str], str | None] = field(default_factory=dict)
     """Events of other workflows: (workflow, id), and of a start the workflow whose child it is."""
     finished_at: dict[str, int] = field(default_factory=dict)
+    """Of each run."""
+    answers: set[tuple[str, bool]] = field(default_factory=set)
+    """(id of a start, whether it was accepted)."""
     kept: list[str] = field(default_factory=list)
     """Children that ended and still wait for their parent to be over."""
     acted: set[int] = field(default_factory=set)
@@ -107,8 +115,13 @@ class Evidence:
 
     @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
-        """The last result of each workflow."""
-        return {_key(message): decode_object(message.value) for message in self.each(self.topics.results)}
+        """The last result of each run: by its workflow's id, and with the run behind it unless it is the first."""
+        found = {}
+        for message in self.each(self.topics.results):
+            if header(message.headers, "ce_type") != _ANSWERED:
+                record = decode_object(message.value)
+                found[_label(record)] = record
+        return found
 
     @cached_property
     def answered_at(self) -> dict[str, int]:
@@ -146,7 +159,9 @@ class Evidence:
                     case ReviewNeeded() | ReviewClosed():
                         found.reviews.add(header(review(effect).headers, "ce_id"))
                     case Finished():
-                        found.finished_at[effect.result["workflow_id"]] = message.offset
+                        found.finished_at[_label(dict(effect.result))] = message.offset
+                    case StartAnswered():
+                        found.answers.add((effect.record["start_id"], effect.record["accepted"]))
             effects.clear()
         for workflow_id in fold.ids():
             state = fold.get(workflow_id)
@@ -176,8 +191,28 @@ class Evidence:
             spec = by_name[step["name"]]
             if spec.agent is not None:
                 for leaf in step.get("items") or ([step] if spec.map is None else []):
-                    found.append((spec, leaf, self.world.effect(f"{result['workflow_id']}/{leaf['name']}")))
+                    found.append((spec, leaf, self.effect(result, leaf["name"])))
         return found
+
+    def effect(self, result: dict[str, Any], step: str) -> WorldEffect:
+        """What the services know of a step of the run that ended with this result."""
+        return self.world.effect(idempotency_key(result["workflow_id"], step, _run(result)))
+
+
+def _run(result: dict[str, Any]) -> int:
+    run: int = result.get("run", FIRST_RUN)
+    return run
+
+
+def _label(result: dict[str, Any]) -> str:
+    return of_run(result["workflow_id"], _run(result))
+
+
+def _label_of(command_id: str) -> str:
+    """The run that a command is of, as results are known by it."""
+    workflow_id, _, attempt, _ = command_id.rsplit("/", 3)
+    _, marked, run = attempt.partition("@")
+    return f"{workflow_id}{marked}{run}"
 
 
 def _key(message: Message) -> str:
@@ -202,8 +237,9 @@ def nothing_is_lost(evidence: Evidence) -> list[str]:
     for workflow_id in evidence.acked:
         if workflow_id not in in_log:
             problems.append(f"{workflow_id}: its start was acknowledged, and is not in the log")
+    ended = {result["workflow_id"] for result in evidence.results.values()}
     for workflow_id in in_log:
-        if workflow_id not in evidence.results:
+        if workflow_id not in ended:
             problems.append(f"{workflow_id}: did not end")
     return problems
 
@@ -212,7 +248,8 @@ def one_result(evidence: Evidence) -> list[str]:
     """Sent again, a result is the same result. A child has a second one when it is undone after its good end."""
     values: dict[str, dict[bytes, None]] = {}
     for message in evidence.each(evidence.topics.results):
-        values.setdefault(_key(message), {})[message.value or b""] = None
+        if header(message.headers, "ce_type") != _ANSWERED:
+            values.setdefault(_label(decode_object(message.value)), {})[message.value or b""] = None
     problems = []
     for key, found in values.items():
         ends = [decode_object(value) for value in found]
@@ -240,7 +277,9 @@ def children_end_with_their_parents(evidence: Evidence) -> list[str]:
     for workflow_id, result in evidence.results.items():
         if "parent" not in result or result["status"] not in _WELL:
             continue
-        parent = evidence.results.get(result["parent"]["workflow_id"])
+        # A later run of the parent has its number in its children's ids.
+        run = re.search(r"\.\d+(@\d+)?$", result["workflow_id"])
+        parent = evidence.results.get(result["parent"]["workflow_id"] + ((run and run[1]) or ""))
         definition = evidence.definitions.get(parent["definition"]) if parent is not None else None
         if parent is None or definition is None or parent["status"] not in _UNDONE:
             continue
@@ -248,6 +287,33 @@ def children_end_with_their_parents(evidence: Evidence) -> list[str]:
         for inner, step, effect in evidence.steps(result):
             if not spec.irreversible and inner.compensate is not None and effect.applied and not effect.reversed:
                 problems.append(f"{workflow_id}: {step['name']} stands, and its parent is {parent['status']}")
+    return problems
+
+
+def starts_are_answered(evidence: Evidence) -> list[str]:
+    """A start that asked whether it counts is told, one thing; one that replaces runs, once, or is told that it will not."""
+    expected = set().union(*[refold.answers for refold in evidence.refolds])
+    there = set()
+    for message in evidence.each(evidence.topics.results):
+        if header(message.headers, "ce_type") == _ANSWERED:
+            record = decode_object(message.value)
+            there.add((record["start_id"], record["accepted"]))
+    problems = [f"start {found}: no answer in the results" for found in sorted(expected - there)]
+    problems += [f"start {found}: an answer that the log knows nothing of" for found in sorted(there - expected)]
+    ran = Counter(result["start_id"] for result in evidence.results.values() if "start_id" in result)
+    problems += [f"start {found}: {count} runs" for found, count in ran.items() if count > 1]
+    for message in evidence.each(evidence.topics.events):
+        if header(message.headers, "ce_type") != _STARTED or _is_garbage(message):
+            continue
+        policy = decode_object(message.value).get("on_duplicate")
+        if policy is None:
+            continue
+        found = start_id((header(message.headers, "ce_id") or b"").decode())
+        told = {accepted for answered, accepted in there if answered == found}
+        if len(told) != 1:
+            problems.append(f"{_key(message)}: its start {found} was told {sorted(told)}")
+        if policy == OnDuplicate.REPLACE and (True in told) != (found in ran):
+            problems.append(f"{_key(message)}: its start {found} was told {sorted(told)}, and ran {ran[found]} times")
     return problems
 
 
@@ -313,11 +379,11 @@ def effects_follow_the_log(evidence: Evidence) -> list[str]:
     asked: dict[str, Dispatch] = {}
     for refold in evidence.refolds:
         asked |= refold.dispatched
-        for command_id, effect in refold.dispatched.items():
+        for command_id in refold.dispatched:
             if command_id in evidence.commands or command_id in refused:
                 continue
             # Terminating a workflow waits for nothing, and takes back what is not out yet.
-            if evidence.results.get(effect.command.workflow_id, {}).get("status") != "terminated":
+            if evidence.results.get(_label_of(command_id), {}).get("status") != "terminated":
                 problems.append(f"{command_id}: the log asks for it, and it was neither sent nor refused")
     for command_id, found in evidence.commands.items():
         expected = asked.get(command_id)
@@ -326,6 +392,8 @@ def effects_follow_the_log(evidence: Evidence) -> list[str]:
             continue
         for _, command in found:
             command.withheld = expected.command.withheld = None
+            # Sent again after a take-over, or released late, it may have the priority of then.
+            command.priority = expected.command.priority
             sent, wanted = encode_command(command), encode_command(expected.command)
             if sent != wanted:
                 problems.append(f"{command_id}: was sent as {sent!r}, the log asks for {wanted!r}")
@@ -440,7 +508,12 @@ def compensation_is_in_reverse(evidence: Evidence) -> list[str]:
             (evidence.answered_at[command_id], step["order"], step["name"])
             for _, step, _ in steps
             if step["status"] == "done"
-            and (command_id := f"{workflow_id}/{step['name']}/{step['attempt']}/execute") in evidence.answered_at
+            and (
+                command_id := command_id_of(
+                    result["workflow_id"], step["name"], step["attempt"], Direction.EXECUTE, _run(result)
+                )
+            )
+            in evidence.answered_at
             and not _by_hand(step)
         )
         if [order for _, order, _ in ended] != sorted(order for _, order, _ in ended):
@@ -538,10 +611,10 @@ def money_is_conserved(evidence: Evidence) -> list[str]:
     """But for what is under way for ever in workflows that were terminated, which undoes nothing."""
     balances = evidence.world.balances
     expected = BALANCE * len(balances)
-    for workflow_id, result in evidence.results.items():
+    for result in evidence.results.values():
         if result["status"] == "terminated":
             for name, sign in (("withdraw", -1), ("deposit", 1)):
-                effect = evidence.world.effect(f"{workflow_id}/{name}")
+                effect = evidence.effect(result, name)
                 if effect.applied and not effect.reversed:
                     expected += sign * effect.amount
     total = sum(balances.values())
@@ -654,7 +727,7 @@ def budgets_hold(evidence: Evidence) -> list[str]:
     for found in evidence.commands.values():
         command = found[0][1]
         if command.direction == Direction.EXECUTE:
-            sent[command.workflow_id, split_item(command.step)[0]] += 1
+            sent[_label_of(command.command_id), split_item(command.step)[0]] += 1
     for workflow_id, result in evidence.results.items():
         definition = evidence.definitions.get(result["definition"])
         if definition is None:
@@ -676,12 +749,13 @@ def cancelled_by_request(evidence: Evidence) -> list[str]:
     problems = []
     starts = {start.workflow_id: start for start in evidence.plan.starts}
     for workflow_id, result in evidence.results.items():
-        start = starts.get(workflow_id)
+        start = starts.get(result["workflow_id"])
         definition = evidence.definitions.get(result["definition"])
         kind = (result.get("failure") or {}).get("kind")
         if start is None or definition is None:
             continue
-        if kind == FailureKind.CANCELLED and start.cancel_at_ms is None and start.terminate_at_ms is None:
+        asked = start.several or start.cancel_at_ms is not None or start.terminate_at_ms is not None
+        if kind == FailureKind.CANCELLED and not asked:
             problems.append(f"{workflow_id}: cancelled, and nobody asked")
         if kind == FailureKind.DEADLINE and start.deadline_ms is None and definition.deadline_ms is None:
             problems.append(f"{workflow_id}: its deadline passed, and it has none")
@@ -722,6 +796,7 @@ CHECKERS: Final[tuple[Callable[[Evidence], list[str]], ...]] = (
     nothing_is_lost,
     one_result,
     children_end_with_their_parents,
+    starts_are_answered,
     refold_is_what_stands_there,
     circuits_are_what_the_outcomes_say,
     a_call_counts_once,

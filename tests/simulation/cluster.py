@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sagalog.agents import AgentHost
-from sagalog.engine.client import Client
+from sagalog.engine.client import AnswerTimeout, Client, DuplicateStart
 from sagalog.engine.runtime.engine import Engine
 from sagalog.infra.simulation import Process, SimulatedClock, SimulatedRng, SimulationLoop, current_process
 from sagalog.schemas.definitions import Definition, Step
 from sagalog.schemas.errors import SagalogError
-from sagalog.schemas.events import Action
-from sagalog.topics.log import Log, LogError
+from sagalog.schemas.events import Action, OnDuplicate
+from sagalog.schemas.records import TYPE_RESULT
+from sagalog.topics.log import Log, LogError, header
 from sagalog.topics.partitioner import partition_of
 from sagalog.topics.provision import provision
 from sagalog.topics.specs import Topics, all_specs
@@ -38,6 +39,8 @@ RESTART_MS: Final = 300
 ACTION_TRIES_MAX: Final = 500
 RETRY_S: Final = 0.3
 PROBE_TIMEOUT_S: Final = 500.0
+ANSWER_S: Final = 1.0
+"""How long the client waits to be told whether its start counted, before it goes on with the plan."""
 PROBE: Final = Definition(name="probe", steps=(Step(name="probe", agent="a0"),))
 
 
@@ -174,10 +177,12 @@ class Cluster:
         workflow_id, who = start.workflow_id, "simulation"
         match what.split():
             case ["start"]:
-                await client.start(
-                    start.definition, start.input, workflow_id=workflow_id, deadline_ms=start.deadline_ms
-                )
-                self.acked[workflow_id] = None
+                await self._start(client, start, start.on_duplicate, start.priority, deadline_ms=start.deadline_ms)
+            case ["further", number]:
+                _, policy, priority = start.further[int(number)]
+                await self._start(client, start, policy, priority)
+            case ["prioritize"]:
+                await client.prioritize(workflow_id, 9 - (start.priority or 0), reason="by plan", who=who)
             case ["cancel"]:
                 await client.cancel(workflow_id, reason="by plan", who=who)
             case ["signal", name, number]:
@@ -185,6 +190,25 @@ class Cluster:
                 await client.signal(workflow_id, name, {"number": number}, who=who, signal_id=f"{workflow_id}/{number}")
             case [action]:
                 await client.act(workflow_id, Action(action), reason="by plan", who=who)
+
+    async def _start(
+        self, client: Client, start: Start, policy: OnDuplicate, priority: int | None, *, deadline_ms: int | None = None
+    ) -> None:
+        try:
+            await client.start(
+                start.definition,
+                start.input,
+                workflow_id=start.workflow_id,
+                deadline_ms=deadline_ms,
+                tenant=start.tenant,
+                priority=priority,
+                attributes=start.attributes,
+                on_duplicate=policy,
+                answer_timeout_s=ANSWER_S,
+            )
+        except (DuplicateStart, AnswerTimeout) as error:
+            self.trace.note(f"{type(error).__name__}: {start.workflow_id}")
+        self.acked[start.workflow_id] = None
 
     async def _operator(self, machine: Machine, stop: asyncio.Event) -> None:
         log = self.kafka.log("operator")
@@ -194,8 +218,12 @@ class Cluster:
         """Once all is healed: workflows that somebody had paused, and that are to go on."""
         if not self.world.calm or not self.started.is_set():
             return []
-        ended = {m.key.decode() for p in range(self.plan.partitions) for m in self.kafka.records(TOPICS.results, p)}
-        return [s.workflow_id for s in self.plan.starts if s.pause_at_ms is not None and s.workflow_id not in ended]
+        ended = ended_ids(self.plan, self.kafka)
+        return [
+            start.workflow_id
+            for start in self.plan.starts
+            if start.pause_at_ms is not None and (start.several or start.workflow_id not in ended)
+        ]
 
     async def probe(self) -> None:
         """One workflow more in every partition: each has to be served again."""
@@ -379,6 +407,12 @@ class Cluster:
             await asyncio.sleep(0.1)
 
 
+def ended_ids(plan: Plan, kafka: Any) -> set[str]:
+    """Workflows with a result; answers to starts lie beside them."""
+    found = (message for partition in range(plan.partitions) for message in kafka.records(TOPICS.results, partition))
+    return {m.key.decode() for m in found if header(m.headers, "ce_type") == TYPE_RESULT.encode()}
+
+
 def _actions(starts: tuple[Start, ...]) -> list[tuple[int, str, Start]]:
     actions: list[tuple[int, str, Start]] = []
     for start in starts:
@@ -389,6 +423,8 @@ def _actions(starts: tuple[Start, ...]) -> list[tuple[int, str, Start]]:
             ("pause", start.pause_at_ms),
             ("resume", start.resume_at_ms),
             ("terminate", start.terminate_at_ms),
+            *((f"further {number}", at_ms) for number, (at_ms, _, _) in enumerate(start.further)),
+            ("prioritize", start.prioritize_at_ms),
             *((f"signal {name} {number}", at_ms) for number, (at_ms, name) in enumerate(start.signals)),
         ]
         actions += [(at_ms, what, start) for what, at_ms in wanted if at_ms is not None]

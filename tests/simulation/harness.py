@@ -23,7 +23,7 @@ from sagalog.topics.log import TopicPartition
 from sagalog.topics.simulated import SimulatedKafka
 
 from .checkers import Evidence, check
-from .cluster import PROBE, TOPICS, Cluster
+from .cluster import PROBE, TOPICS, Cluster, ended_ids
 from .definitions import ALL_AGENTS
 from .known import KNOWN
 from .patch import Patch
@@ -178,7 +178,7 @@ def _unfinished(plan: Plan, kafka: Any, cluster: Cluster, probing: asyncio.Task[
         return "the client has not started all workflows"
     if not probing.done():
         return f"the probes {', '.join(cluster.probes)} have not ended"
-    ended = {m.key.decode() for p in range(plan.partitions) for m in kafka.records(TOPICS.results, p)}
+    ended = ended_ids(plan, kafka)
     open_ = [workflow_id for workflow_id in cluster.acked if workflow_id not in ended]
     if open_:
         return f"{len(open_)} workflows have not ended: {', '.join(open_[:5])}"
@@ -194,6 +194,18 @@ def _unfinished(plan: Plan, kafka: Any, cluster: Cluster, probing: asyncio.Task[
             applied = decode_object(markers[-1].value)["at_offset"] if markers else -1
             if not events or applied < events[-1].offset:
                 return f"{inputs}/{partition} is applied up to {applied}, its end is {len(events)}"
+    return _replacing(plan, kafka)
+
+
+def _replacing(plan: Plan, kafka: Any) -> str:
+    """The first workflow of whose runs one is still on, of those that may have several; by the checkpoints, which are new."""
+    several = {start.workflow_id.encode() for start in plan.starts if start.several}
+    latest: dict[bytes, Any] = {}
+    for partition in range(plan.partitions if several else 0):
+        latest |= {m.key: m.value for m in kafka.records(TOPICS.checkpoints, partition) if m.key in several}
+    for key, value in sorted(latest.items()):
+        if value is not None and "finished_ms" not in decode_object(value):
+            return f"a run of {key.decode()} has not ended"
     return ""
 
 

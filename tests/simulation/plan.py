@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
 from sagalog.schemas.definitions import Definition
+from sagalog.schemas.events import OnDuplicate
 from sagalog.topics.simulated import Request
 from sagalog.topics.simulated.faults import FAILING
 
@@ -87,6 +88,19 @@ class Start:
     """(when, which); some come too early, some twice, some never."""
     again: bool = False
     """Started a second time, a moment later."""
+    tenant: str | None = None
+    priority: int | None = None
+    attributes: dict[str, Any] | None = None
+    on_duplicate: OnDuplicate = OnDuplicate.IGNORE
+    further: tuple[tuple[int, OnDuplicate, int], ...] = ()
+    """Starts under the same id: (when, policy, priority)."""
+    prioritize_at_ms: int | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one run may come of it."""
+        policies = {self.on_duplicate, *(policy for _, policy, _ in self.further)}
+        return OnDuplicate.REPLACE in policies and (self.again or bool(self.further))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +160,7 @@ def plan_of(seed: int) -> Plan:
         shuffled=rng.random() < 0.75,
         rates=Rates() if polite else _rates(rng),
         definitions=definitions,
-        starts=tuple(_starts(rng, seed, definitions, chaos_ms)),
+        starts=tuple(_identified(seed, _starts(rng, seed, definitions, chaos_ms))),
         faults=() if calm else tuple(_faults(rng, chaos_ms, engines, hosts)),
         log_faults={} if calm else _log_faults(rng),
     )
@@ -202,6 +216,32 @@ def _starts(rng: random.Random, seed: int, definitions: tuple[Definition, ...], 
             )
         )
     return sorted(found, key=lambda start: start.at_ms)
+
+
+def _identified(seed: int, starts: list[Start]) -> list[Start]:
+    """Tenants, priorities and starts under an id in use. By a stream of chance of their own: what else a seed means stays."""
+    rng = random.Random(f"identity/{seed}")
+    policies = (OnDuplicate.REJECT, OnDuplicate.REPLACE, OnDuplicate.REPLACE)
+    found = []
+    for start in starts:
+        said: dict[str, Any] = {}
+        if rng.random() < 0.3:
+            said |= {
+                "tenant": rng.choice(("acme", "other")),
+                "priority": rng.randint(0, 9),
+                "attributes": {"customer": rng.randint(1, 5), "vip": rng.random() < 0.5},
+            }
+        if rng.random() < 0.15:
+            said["on_duplicate"] = rng.choice(policies)
+        if rng.random() < 0.15:
+            said["further"] = tuple(
+                (start.at_ms + rng.randint(0, 4_000), rng.choice(policies), rng.randint(0, 9))
+                for _ in range(rng.choice((1, 1, 2, 3)))
+            )
+        if rng.random() < 0.1:
+            said["prioritize_at_ms"] = start.at_ms + rng.randint(0, 2_000)
+        found.append(replace(start, **said))
+    return found
 
 
 def _faults(rng: random.Random, chaos_ms: int, engines: int, hosts: int) -> list[Fault]:

@@ -26,6 +26,8 @@ from sagalog.engine.kernel import (
     partition,
     plan,
     progress,
+    runs,
+    state,
     timers,
 )
 from sagalog.engine.kernel.effects import Answered, OwnerChanged, Reason
@@ -841,3 +843,29 @@ def by_needs_forgets_the_middle(patch: Patch) -> None:
 def undone_side_by_side_whatever_needs_it(patch: Patch) -> None:
     """Undone by needs, everything goes out at once."""
     patch.everywhere(plan._followers, lambda place, dependents: frozenset())
+
+
+# --- several runs under one id
+
+
+@bug
+def run_is_not_in_the_ids(patch: Patch) -> None:
+    """The commands of a run that replaces another have the ids and the keys of the first's."""
+    patch.set(ids, "of_run", lambda name, run: name)
+
+
+@bug
+def copy_of_a_start_replaces(patch: Patch) -> None:
+    """A start that comes twice replaces the run that it began."""
+    patch.set(runs, "_is_known", lambda state, start_id: False)
+
+
+@bug
+def waiting_start_is_not_in_the_checkpoint(patch: Patch) -> None:
+    """A start that waits for the end of a run is forgotten with the state's rest in memory."""
+    original = state.restore
+
+    def restore(workflow_id: str, record: dict[str, Any]) -> Any:
+        return original(workflow_id, {key: value for key, value in record.items() if key != "next"})
+
+    patch.everywhere(original, restore)

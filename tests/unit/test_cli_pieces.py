@@ -152,8 +152,8 @@ def test_what_is_no_definition_says_why(here: Path, source: str, error: type[Sag
 
 def workflow(**changed: Any) -> dict[str, Any]:
     """A workflow as the projection shows it."""
-    empty = ("stopped", "failure", "missing", "withheld", "paused", "signals")
-    nothing = {**dict.fromkeys(empty), "terminal": False}
+    empty = ("stopped", "failure", "missing", "withheld", "paused", "signals", "next", "tenant", "attributes")
+    nothing = {**dict.fromkeys(empty), "terminal": False, "priority": 5}
     return {"workflow": {**nothing, **changed}, "steps": [], "reviews": [], "dead_letters": []}
 
 
@@ -355,7 +355,7 @@ def test_the_documented_commands_are_there() -> None:
     assert set(ALL) == {
         "dev", "engine", "agent", "project", "watch",
         "start", "wait", "list", "show", "history", "cancel", "verify", "replay",
-        "signal", "pause", "resume", "terminate", "reviews", "decide",
+        "signal", "pause", "resume", "terminate", "prioritize", "reviews", "decide",
         "topics create", "topics list",
         "definitions check", "definitions register", "definitions list", "definitions show", "definitions mermaid",
         "definitions schema",

@@ -34,6 +34,7 @@ from sagalog.schemas.events import (
     DefinitionRegistered,
     Event,
     FailureKind,
+    OnDuplicate,
     Owned,
     Parent,
     ParentEnded,
@@ -105,6 +106,13 @@ def test_what_is_no_workflow_id_is_refused_with_the_reason(workflow_id: str, pro
 def test_ids_of_effects_are_made_of_what_they_belong_to() -> None:
     assert ids.command_id("w/1", "pay", 3, COMPENSATE) == "w/1/pay/3/compensate"
     assert ids.idempotency_key("w/1", "pay") == "w/1/pay"
+    assert ids.command_id("w/1", "pay[2]", 3, COMPENSATE, 17) == "w/1/pay[2]/3@17/compensate"
+    assert ids.idempotency_key("w/1", "pay[2]", 17) == "w/1/pay[2]@17"
+
+
+def test_the_id_of_a_start_does_not_change_and_is_no_token_of_its_seed() -> None:
+    assert ids.start_id("seed") == "1369c4bc43080aee"
+    assert ids.start_id("seed") not in ids.token("seed", "")
 
 
 def test_a_token_depends_on_seed_and_command_and_never_changes() -> None:
@@ -133,6 +141,7 @@ EVENTS: list[Event] = [
     UndoRequested("p", 1, "t", "why"),
     ParentEnded("p"),
     ParentEnded("p", terminate=True),
+    WorkflowStarted("saga", 1, None, None, "acme", 0, {"n": 1, "no": False}, OnDuplicate.REPLACE),
     StepCompleted("a", 1, EXECUTE, "t", {"x": None}, "agent", 12),
     StepCompleted("a", 1, COMPENSATE, "t"),
     StepFailed("a", 2, EXECUTE, "t", FailureKind.TIMEOUT, "m", "Type", {"d": 1}, 5, "agent", 7),
@@ -141,12 +150,16 @@ EVENTS: list[Event] = [
     SignalReceived("paid", {"x": None}, "bank"),
     SignalReceived("paid"),
     ActionRequested(Action.PAUSE, "why", "who"),
+    ActionRequested(Action.PRIORITIZE, "why", "who", 0),
     StepDecided("a", Decision.APPROVE, "who", "why", {"x": None}),
     StepDecided("a", Decision.SKIP, "who", "", None, COMPENSATE),
     TimerFired(1, Timer.RETRY, "a", 2),
     TimerFired(1, Timer.FORGET),
     AttemptLost(3, "a", 1, COMPENSATE, "gone"),
     AttemptRefused(3, "a", 1, "bank"),
+    AttemptLost(3, "a", 1, EXECUTE, "gone", run=17),
+    AttemptRefused(3, "a", 1, "bank", True, 17),
+    TimerFired(1, Timer.WAKE, "a", 1, 17),
     Quarantined(4, "t/0/1", "reason"),
     DefinitionRegistered({"name": "x", "steps": []}),
     Owned(5, "member"),
@@ -223,6 +236,7 @@ COMMANDS = [
         service="bank",
         withheld=Withheld("circuit_open", 5, 10, "bank"),
     ),
+    Command("w/a/1@17/execute", "w", "hash", "a", "agent", 1, EXECUTE, "t", "w/a@17", None, 1_000, priority=0),
 ]
 
 
@@ -245,6 +259,7 @@ def test_a_heartbeat_is_read_back_as_it_was_written(progress: Any) -> None:
         ({"direction": "up"}, "direction"),
         ({"token": None}, "token"),
         ({"withheld": 1}, "withheld"),
+        ({"priority": "high"}, "priority"),
     ],
 )
 def test_a_command_that_does_not_fit_is_refused_with_its_field(change: dict[str, Any], field: str) -> None:

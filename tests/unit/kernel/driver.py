@@ -26,9 +26,11 @@ from sagalog.engine.kernel.effects import (
     Ignored,
     Moved,
     OwnerChanged,
+    Prioritized,
     Quarantine,
     ReviewClosed,
     ReviewNeeded,
+    StartAnswered,
 )
 from sagalog.engine.kernel.state import NEVER, WorkflowState, dump
 from sagalog.engine.kernel.timers import due_timers
@@ -205,12 +207,12 @@ class Driver:
         kind: FailureKind = FailureKind.LOST,
     ) -> list[Effect]:
         direction = Direction.COMPENSATE if undo else Direction.EXECUTE
-        return self.append(AttemptLost(epoch, step, attempt, direction, "no answer in time", kind))
+        return self.append(AttemptLost(epoch, step, attempt, direction, "no answer in time", kind, self.run_mark))
 
     def refuse(
         self, step: str, service: str, attempt: int = 1, *, epoch: int = 1, maybe_sent: bool = False
     ) -> list[Effect]:
-        return self.append(AttemptRefused(epoch, step, attempt, service, maybe_sent))
+        return self.append(AttemptRefused(epoch, step, attempt, service, maybe_sent, self.run_mark))
 
     def cancel(self) -> list[Effect]:
         return self.append(CancelRequested("wanted", "tester"))
@@ -218,8 +220,8 @@ class Driver:
     def signal(self, name: str, payload: Any = None, *, ce_id: str = "signal-1") -> list[Effect]:
         return self.append(SignalReceived(name, payload, "tester"), ce_id=ce_id)
 
-    def act(self, action: Action) -> list[Effect]:
-        return self.append(ActionRequested(action, "wanted", "tester"), ce_id=f"action-{len(self.log)}")
+    def act(self, action: Action, priority: int | None = None) -> list[Effect]:
+        return self.append(ActionRequested(action, "wanted", "tester", priority), ce_id=f"action-{len(self.log)}")
 
     def decide(self, step: str, decision: Decision, output: Any = None, *, undo: bool = False) -> list[Effect]:
         direction = Direction.COMPENSATE if undo else Direction.EXECUTE
@@ -227,10 +229,10 @@ class Driver:
         return self.append(event, ce_id=f"decision-{len(self.log)}")
 
     def stop(self, *, epoch: int = 1) -> list[Effect]:
-        return self.append(Quarantined(epoch, f"sagalog.events/0/{len(self.log)}", "not JSON"))
+        return self.append(Quarantined(epoch, f"sagalog.events/0/{len(self.log)}", "not JSON", self.run_mark))
 
     def fire(self, timer: Timer, step: str | None = None, attempt: int | None = None, epoch: int = 1) -> list[Effect]:
-        return self.append(TimerFired(epoch, timer, step, attempt))
+        return self.append(TimerFired(epoch, timer, step, attempt, self.run_mark))
 
     def wait(self, ms: int) -> list[Effect]:
         """Time passes; whatever is due fires."""
@@ -238,7 +240,7 @@ class Driver:
         effects: list[Effect] = []
         state = self.state
         for timer, step, attempt in due_timers(state, self.partition.plan_of(state), self.now_ms):
-            effects += self.append(TimerFired(self.partition.epoch, timer, step, attempt))
+            effects += self.append(TimerFired(self.partition.epoch, timer, step, attempt, state.run_mark))
         return effects
 
     # --- reading
@@ -248,6 +250,12 @@ class Driver:
         state = self.partition.get(WORKFLOW)
         assert state is not None
         return state
+
+    @property
+    def run_mark(self) -> int | None:
+        """The run that is on, as the engine's own events name it."""
+        state = self.partition.get(WORKFLOW)
+        return state.run_mark if state is not None else None
 
     def dumps(self) -> dict[str, bytes]:
         """Every workflow's checkpoint, byte for byte."""
@@ -272,7 +280,9 @@ class Driver:
         )
 
     def token(self, step: str, attempt: int, direction: Direction, workflow_id: str = WORKFLOW) -> str:
-        return ids.token(SEED, ids.command_id(workflow_id, step, attempt, direction))
+        state = self.partition.get(workflow_id)
+        seed, run = (state.seed, state.run) if state is not None else (SEED, ids.FIRST_RUN)
+        return ids.token(seed, ids.command_id(workflow_id, step, attempt, direction, run))
 
 
 class CircuitDriver:
@@ -400,6 +410,10 @@ def _line(effect: Effect) -> str:
             return f"emit {type(event).__name__} to {other}"
         case Finished(result=record):
             return f"finished {record['status']}"
+        case StartAnswered(record=answer):
+            return "start accepted" if answer["accepted"] else f"start refused: {answer['reason']}"
+        case Prioritized(priority=priority):
+            return f"priority {priority}"
         case DeadLettered(record=letter):
             return f"dead letter {_short(letter['id'])}"
         case ReviewNeeded(record=case):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from sagalog.engine.kernel import Record
 from sagalog.engine.kernel.effects import Effect
 from sagalog.engine.kernel.state import dump
 from sagalog.schemas.definitions import from_input, from_item, from_step
-from sagalog.schemas.events import Action, Decision, FailureKind, StepFailed
+from sagalog.schemas.events import Action, Decision, FailureKind, OnDuplicate, StepFailed, WorkflowStarted
 from sagalog.schemas.ids import Direction
+from sagalog.schemas.limits import PRIORITY_DEFAULT
 
 from .driver import WORKFLOW, Driver, chain, saga, step, waiting
 
@@ -58,10 +60,21 @@ def line(record: Record, effects: list[Effect], driver: Driver) -> bytes:
         "effects": [{"is": type(effect).__name__, "fields": effect} for effect in effects],
         "checkpoint": dump(state, driver.partition.plan_of(state)) if state is not None else None,
     }
-    return orjson.dumps(document, default=_plain)
+    return orjson.dumps(document, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
+
+
+_LATER = {("Command", "priority"): PRIORITY_DEFAULT}
+"""Fields of effects that came after the first logs were written, with the default at which they are left out."""
+
+
+_NOTHING = object()
 
 
 def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        told = {field.name: getattr(value, field.name) for field in fields(value)}
+        kind = type(value).__name__
+        return {name: found for name, found in told.items() if found != _LATER.get((kind, name), _NOTHING)}
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, bytes):
@@ -382,6 +395,34 @@ def children(d: Driver) -> None:
             d.deliver()
 
 
+def identities(d: Driver) -> None:
+    d.register(chain("a", "b"))
+    attributes = {"customer": 4711, "region": "north", "vip": True}
+    d.start("saga", tenant="acme", priority=8, attributes=attributes)
+    d.done("a")
+    d.act(Action.PRIORITIZE, 2)
+    d.act(Action.PRIORITIZE, 10)
+    d.done("b")
+    d.start("saga", workflow_id="wf-2", attributes={"Customer": 1})
+    d.start("saga", workflow_id="wf-3", priority=10)
+
+
+def duplicate_starts(d: Driver) -> None:
+    reject, replace = OnDuplicate.REJECT, OnDuplicate.REPLACE
+    d.register(chain("a", "b"))
+    d.append(WorkflowStarted("saga", 1, on_duplicate=reject), ce_id="one")
+    d.append(WorkflowStarted("saga", 2, on_duplicate=reject), ce_id="two")
+    d.done("a")
+    d.append(WorkflowStarted("saga", 3, on_duplicate=replace), ce_id="three")
+    d.append(WorkflowStarted("saga", 4, tenant="acme", priority=7, on_duplicate=replace), ce_id="four")
+    d.append(WorkflowStarted("saga", 3, on_duplicate=replace), ce_id="three")
+    d.fail("b", FailureKind.TERMINAL)
+    d.done("a", undo=True)
+    d.append(WorkflowStarted("saga", 4, tenant="acme", priority=7, on_duplicate=replace), ce_id="four")
+    d.done("a")
+    d.done("b")
+
+
 STORIES: dict[str, Callable[[Driver], None]] = {
     story.__name__: story
     for story in (
@@ -410,6 +451,8 @@ STORIES: dict[str, Callable[[Driver], None]] = {
         children,
         undone_by_needs,
         late_results,
+        identities,
+        duplicate_starts,
     )
 }
 

@@ -29,6 +29,7 @@ from sagalog.schemas.events import (
     CancelRequested,
     ChildEnded,
     FailureKind,
+    OnDuplicate,
     Parent,
     ParentEnded,
     Timer,
@@ -518,3 +519,29 @@ def test_the_events_between_the_two_are_what_they_say() -> None:
     cancel = driver.cancel()
     (emitted,) = (e for e in cancel if isinstance(e, Emit))
     assert emitted.event == CancelRequested("its parent stopped", f"workflow {WORKFLOW}")
+
+
+def test_a_child_that_may_be_undone_is_not_replaced() -> None:
+    driver = started()
+    child_does(driver, "pick")
+    child_does(driver, "send")
+    effects = driver.append(WorkflowStarted("ship", on_duplicate=OnDuplicate.REPLACE), key=CHILD.encode(), ce_id="new")
+    assert shown(effects)[0] == "ignored not_possible"
+    assert status(driver) == "completed"
+
+
+def test_a_later_run_has_children_of_its_own_and_hands_on_tenant_and_priority() -> None:
+    driver = started()
+    event = WorkflowStarted("order", tenant="acme", priority=8, on_duplicate=OnDuplicate.REPLACE)
+    driver.append(event, ce_id="again")
+    driver.deliver()
+    child_does(driver, "pick", fails=True)
+    driver.deliver()
+    run = driver.state.run
+    assert run > 1 and driver.state.status == "running"
+    child = driver.partition.get(f"{WORKFLOW}/ship.1@{run}")
+    assert child is not None and (child.status, child.tenant, child.priority) == ("running", "acme", 8)
+    child_does(driver, "pick", child=child.workflow_id)
+    child_does(driver, "send", "second", child=child.workflow_id)
+    driver.deliver()
+    assert driver.state.steps[0].output == "second"

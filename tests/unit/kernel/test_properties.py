@@ -9,17 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sagalog.engine.kernel import Partition, Record
-from sagalog.engine.kernel.effects import ClaimLost, Dispatch, Effect, Finished, Ignored, Moved, Quarantine
+from sagalog.engine.kernel.effects import (
+    ClaimLost,
+    Dispatch,
+    Effect,
+    Finished,
+    Ignored,
+    Moved,
+    Quarantine,
+    StartAnswered,
+)
 from sagalog.engine.kernel.state import STEP_MOVES, UNDO_MOVES, WORKFLOW_MOVES
 from sagalog.schemas.codec import encode
 from sagalog.schemas.definitions import Definition, Step, Task, UndoOrder, fallbacks_of
-from sagalog.schemas.events import Action, Decision, FailureKind, Owned, StepCompleted, StepFailed, Timer
+from sagalog.schemas.events import (
+    Action,
+    ActionRequested,
+    CancelRequested,
+    Decision,
+    FailureKind,
+    OnDuplicate,
+    Owned,
+    StepCompleted,
+    StepFailed,
+    Timer,
+    WorkflowStarted,
+)
 from sagalog.schemas.ids import Direction, split_item
 from sagalog.schemas.records import ResultRecord, StepRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
@@ -150,7 +172,7 @@ def repeated(repeat: dict[str, Any] | None, name: str) -> dict[str, Any]:
     return {} if repeat is None else {"repeat": {**repeat, "until": repeat["until"].replace("NAME", name)}}
 
 
-MOVES = st.lists(st.tuples(st.integers(0, 139), st.integers(0, 99)), min_size=10, max_size=60)
+MOVES = st.lists(st.tuples(st.integers(0, 143), st.integers(0, 99)), min_size=10, max_size=60)
 
 
 @dataclass
@@ -210,7 +232,9 @@ def happen(driver: Driver, what: int, number: int) -> None:
     direction = Direction.COMPENSATE if undo else Direction.EXECUTE
     epoch = driver.partition.epoch
     driver.now_ms += number
-    if what >= 100:
+    if what >= 140:
+        renew(driver, what - 140, number)
+    elif what >= 100:
         intervene(driver, what - 100, number)
     elif what < 30:
         driver.done(step, OUTPUTS[number % len(OUTPUTS)], attempt=attempt, undo=undo, tokens=number % 40)
@@ -224,7 +248,7 @@ def happen(driver: Driver, what: int, number: int) -> None:
     elif what < 74:
         driver.wait(number * 20)
     elif what < 77:
-        driver.cancel()
+        driver.append(CancelRequested("wanted", "tester"), ce_id=f"cancel-{len(driver.log)}")
     elif what < 82:
         record = driver.log[number % len(driver.log)]
         driver.append_raw(record.key, record.value, record.ce_type, record.ce_id)
@@ -266,6 +290,19 @@ def intervene(driver: Driver, what: int, number: int) -> None:
         driver.act(Action.TERMINATE)
 
 
+def renew(driver: Driver, what: int, number: int) -> None:
+    """A start under the id that is in use, or a change of priority."""
+    ce_id = f"start-{len(driver.log)}"
+    if what == 0:
+        driver.append(WorkflowStarted("saga", {"x": 1}, on_duplicate=OnDuplicate.REJECT), ce_id=ce_id)
+    elif what < 3:
+        urgent = number % 12 - 1  # one in six of them cannot run
+        again = WorkflowStarted("saga", {"x": number % 2}, priority=urgent, on_duplicate=OnDuplicate.REPLACE)
+        driver.append(again, ce_id=ce_id)
+    else:
+        driver.append(ActionRequested(Action.PRIORITIZE, "wanted", "tester", number % 12), ce_id=ce_id)
+
+
 def undecided(driver: Driver) -> list[tuple[str, bool]]:
     """What waits for a person: (step, whether it is an undoing)."""
     state = driver.state
@@ -284,7 +321,9 @@ def undecided(driver: Driver) -> list[tuple[str, bool]]:
 
 def tell(definition: Definition, moves: list[tuple[int, int]]) -> Story:
     driver = _Watched(definition)
-    driver.start("saga", {"x": 0})
+    # What was done to a run that may be replaced is remembered, if its own start replaces.
+    replaced = any(what in (141, 142) for what, _ in moves)
+    driver.start("saga", {"x": 0}, on_duplicate=OnDuplicate.REPLACE if replaced else None)
     for what, number in moves:
         happen(driver, what, number)
     return Story(driver, driver.per_record)
@@ -380,12 +419,40 @@ def test_every_workflow_ends_once_and_in_order(definition: Definition, moves: li
 
     effects = told.all_effects()
     assert not [effect for effect in effects if isinstance(effect, Quarantine) and effect.stage == "fold"]
+    for run in runs(effects):
+        (ended,) = (effect.result for effect in run if isinstance(effect, Finished))
+        check_sent(run)
+        check_moves(run)
+        check_result(definition, ended)
+        check_who_undoes(definition, ended, run)
+    check_starts(effects)
+
+
+def runs(effects: list[Effect]) -> list[list[Effect]]:
+    """The effects of each run under the id. After the last there is nothing but what was ignored."""
+    ends = [place + 1 for place, effect in enumerate(effects) if isinstance(effect, Finished)]
+    rest = effects[ends[-1] :]
+    assert not [effect for effect in rest if isinstance(effect, Dispatch | Moved)]
+    return [effects[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def check_starts(effects: list[Effect]) -> None:
+    """Every start that asked was answered alike each time; those that were accepted to replace ran, each once."""
+    told: dict[str, set[bool]] = {}
+    for effect in effects:
+        if isinstance(effect, StartAnswered):
+            told.setdefault(effect.record["start_id"], set()).add(effect.record["accepted"])
+    assert all(len(answers) == 1 for answers in told.values())
     results = [effect.result for effect in effects if isinstance(effect, Finished)]
-    assert len(results) == 1
-    check_sent(effects)
-    check_moves(effects)
-    check_result(definition, results[0])
-    check_who_undoes(definition, results[0], effects)
+    ran = [found["start_id"] for found in results if "start_id" in found]
+    assert len(set(ran)) == len(ran)
+    assert set(ran) == {start_id for start_id, answers in told.items() if answers == {True}}
+    assert len({found.get("run") for found in results}) == len(results)
+    assert sorted(results, key=lambda found: found["started_ms"]) == results
+    for one, other in pairwise(
+        [{e.command.idempotency_key for e in run if isinstance(e, Dispatch)} for run in runs(effects)]
+    ):
+        assert not one & other
 
 
 def check_sent(effects: list[Effect]) -> None:
