@@ -18,6 +18,7 @@ from sagalog.engine.kernel.effects import (
     Effect,
     Finished,
     Ignored,
+    Migrated,
     Moved,
     Prioritized,
     Quarantine,
@@ -33,7 +34,7 @@ from sagalog.engine.runtime.outputs import result, to_record
 from sagalog.schemas.codec import decode_object, encode
 from sagalog.schemas.definitions import Definition
 from sagalog.schemas.errors import InvalidRecord, SagalogError
-from sagalog.schemas.events import TYPE_OF, WorkflowStarted, encode_event, parse_event
+from sagalog.schemas.events import TYPE_OF, MigrationRequested, WorkflowStarted, encode_event, parse_event
 from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY, TYPE_START_ANSWERED
 from sagalog.topics.log import Consumer, Log, Message, TopicPartition, header
 from sagalog.topics.partitioner import partition_of
@@ -43,6 +44,7 @@ READ_RECORDS_MAX: Final = 5_000
 DIFFERENCES_SHOWN_MAX: Final = 20
 PROGRESS_RECORDS: Final = 20_000
 _ANSWERED: Final = TYPE_START_ANSWERED.encode()
+OFFSET_MAX: Final = 2**63 - 2
 
 Progress = Callable[[str, int, int], None]
 """(what, done, of)"""
@@ -294,7 +296,7 @@ async def replay(
     """Every event of the workflow, folded again, and the state at the end (None: the log knows no such workflow).
 
     `against` is a changed definition: the same events are folded as if the workflow had been started with it. What no longer
-    fits (a result of a step that is not asked for any more) is ignored, as it would be.
+    fits (a result of a step that is not asked for any more) is ignored, as it would be; moves to other definitions are left out.
     """
     partitions = await log.partitions(topics.events)
     if partitions is None:
@@ -312,6 +314,8 @@ async def replay(
             continue
         own = message.key == key
         record = to_record(message)
+        if own and against is not None and record.ce_type == TYPE_OF[MigrationRequested].encode():
+            continue
         fold.apply(record if against is None or not own else _started_with(record, against), effects)
         mine = [effect for effect in effects if _concerns(effect, workflow_id, own)]
         effects.clear()
@@ -379,6 +383,8 @@ def _step(message: Message, effects: list[Effect]) -> Step:
                 what = "workflow" if effect.step is None else f"{'undo ' if effect.undo else ''}{effect.step}"
                 attempt = f" (attempt {effect.attempt})" if effect.attempt > 1 else ""
                 moves.append(f"{what}: {effect.before or 'new'} -> {effect.after}{attempt}")
+            case Migrated():
+                moves.append(f"definition: {effect.before} -> {effect.after}")
             case Dispatch():
                 others.append(f"command {effect.command.command_id} to {effect.command.agent}")
             case Finished():
@@ -405,6 +411,19 @@ def _step(message: Message, effects: list[Effect]) -> Step:
 
 
 # --- reading
+
+
+async def records_of(
+    log: Log, topics: Topics, number: int, key: bytes | None, progress: Progress | None = None
+) -> AsyncIterator[Record]:
+    """What the fold takes of a partition: all of it, or what concerns the workflow of that key.
+
+    Raises LogTruncated when all is asked for and some is gone.
+    """
+    whole = None if key is not None else OFFSET_MAX
+    async for message in _read(log, TopicPartition(topics.events, number), whole, progress):
+        if key is None or message.key == key or (message.key or b"").startswith(b"@"):
+            yield to_record(message)
 
 
 async def _has_events(log: Log, partition: TopicPartition) -> bool:

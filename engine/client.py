@@ -30,6 +30,7 @@ from sagalog.schemas.events import (
     Decision,
     DefinitionRegistered,
     Event,
+    MigrationRequested,
     OnDuplicate,
     SignalReceived,
     StepDecided,
@@ -337,6 +338,19 @@ class Client:
         direction = Direction.COMPENSATE if undo else Direction.EXECUTE
         event = StepDecided(step, decision, who, reason, output, direction)
         await self._append(workflow_id, event, self._rng.hex(32))
+
+    async def migrate(self, workflow_id: str, definition: str, *, who: str, reason: str) -> str:
+        """Asks to move a running workflow to another hash of its definition: `name@hash`, or `name` (the newest).
+
+        Returns the request's id. What does not fit is ignored by the fold: `engine.migrating` tells before and afterwards.
+        Raises InvalidRecord, UnknownDefinition.
+        """
+        check_workflow_id(workflow_id)
+        await self._read_definitions()  # the newest may have come since this client looked last
+        found = await self.definition(definition)
+        sent = self._rng.hex(32)
+        await self._append(workflow_id, MigrationRequested(f"{found.name}@{found.hash}", who, reason), sent)
+        return sent
 
     async def wait(self, workflow_id: str, *, timeout_s: float) -> ResultRecord:
         """The workflow's result, once it has ended. Raises WaitTimeout.

@@ -40,6 +40,7 @@ from sagalog.topics.specs import Topics, all_specs
 from .audit import replay, told
 from .client import Client, WaitTimeout
 from .kernel.state import NEVER
+from .migrating import outcome
 from .runtime.engine import Engine
 from .runtime.processor import Phase
 from .runtime.workflows import WorkflowMachine
@@ -242,6 +243,23 @@ class SagaTest:
     def cancel(self, workflow_id: str) -> None:
         self.do(self.client.cancel(workflow_id, reason="test", who=WHO))
         self.settle()
+
+    def migrate(self, workflow_id: str, to: Definition) -> list[str]:
+        """Registers a changed definition and moves a running workflow to it. What does not fit, each with its remedy: it stays."""
+        found = self.do(self._migrate(workflow_id, to))
+        self.settle()
+        return found
+
+    async def _migrate(self, workflow_id: str, to: Definition) -> list[str]:
+        await self.client.register(to)
+        request = await self.client.migrate(workflow_id, f"{to.name}@{to.hash}", who=WHO, reason="test")
+        log = self._kafka.log("auditor")
+        try:
+            found = await outcome(log, _TOPICS, workflow_id, request)
+        finally:
+            await log.close()
+        assert found is not None, "it is in the log"
+        return [] if found.taken else found.problems or [f"workflow: {found.reason}; see t.state(...)"]
 
     # --- faults
 

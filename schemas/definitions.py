@@ -1,7 +1,7 @@
 """A definition: a saga as data. One pydantic model serves the Python builder, the JSON form and the JSON Schema.
 
 Rules:
-- A definition is identified by the hash of its canonical JSON; a running workflow stays on its hash for life.
+- A definition is identified by the hash of its canonical JSON; a running workflow stays on its hash until it is moved.
 - What cannot run is refused when the definition is built, with the place, the reason and the remedy.
 """
 

@@ -8,6 +8,7 @@ Rule: `parse_event` raises InvalidRecord and nothing else, whatever the bytes; t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Final
@@ -274,6 +275,15 @@ class StepDecided:
 
 
 @dataclass(frozen=True, slots=True)
+class MigrationRequested:
+    """Somebody moves a running workflow to another hash of its definition. `definition` as in a start, better with its hash."""
+
+    definition: str
+    who: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """Engine event: one of the workflow's deadlines is due. `step` and `attempt` for the retries."""
 
@@ -351,6 +361,7 @@ Event = (
     | SignalReceived
     | ActionRequested
     | StepDecided
+    | MigrationRequested
     | TimerFired
     | AttemptLost
     | AttemptRefused
@@ -370,6 +381,7 @@ KINDS: Final[dict[str, type[Any]]] = {
     "sagalog.signal-received.v1": SignalReceived,
     "sagalog.action-requested.v1": ActionRequested,
     "sagalog.step-decided.v1": StepDecided,
+    "sagalog.migration-requested.v1": MigrationRequested,
     "sagalog.timer-fired.v1": TimerFired,
     "sagalog.attempt-lost.v1": AttemptLost,
     "sagalog.attempt-refused.v1": AttemptRefused,
@@ -379,6 +391,7 @@ KINDS: Final[dict[str, type[Any]]] = {
 }
 TYPE_OF: Final[dict[type[Any], str]] = {kind: name for name, kind in KINDS.items()}
 
+_VERSIONED: Final = re.compile(rb"(sagalog\.[a-z][a-z-]{0,62})\.v([1-9][0-9]{0,5})")
 _STEP_COMPLETED: Final = TYPE_OF[StepCompleted].encode()
 _DIRECTIONS: Final = {direction.value: direction for direction in Direction}
 _ADAPTERS: Final = {name.encode(): TypeAdapter(kind) for name, kind in KINDS.items()}
@@ -390,7 +403,7 @@ def parse_event(ce_type: bytes | None, value: bytes | None) -> Event:
         raise InvalidRecord("ce_type", "is missing; send the CloudEvents headers of the binary mode")
     adapter = _ADAPTERS.get(ce_type)
     if adapter is None:
-        raise InvalidRecord("ce_type", f"{ce_type[:80]!r} is unknown; known are {', '.join(sorted(KINDS))}")
+        raise InvalidRecord("ce_type", _unknown(ce_type))
     document = decode_object(value, depth_max=EVENT_DEPTH_MAX)
     if ce_type == _STEP_COMPLETED and (completed := _completed(document)) is not None:
         return completed
@@ -400,6 +413,19 @@ def parse_event(ce_type: bytes | None, value: bytes | None) -> Event:
         first = error.errors(include_url=False)[0]
         raise InvalidRecord(".".join(map(str, first["loc"])) or "value", first["msg"]) from None
     return event
+
+
+def _unknown(ce_type: bytes) -> str:
+    """What is wrong with a type that is none of KINDS: a newer sagalog's is told from garbage, because upgrading mends that."""
+    shown, remedy = repr(ce_type[:80]), "upgrade the engine, then resume the workflow"
+    found = _VERSIONED.fullmatch(ce_type)
+    if found is None:
+        return f"{shown} is unknown; known are {', '.join(sorted(KINDS))}"
+    kind, version = found[1].decode(), int(found[2])
+    newest = max((int(name.rpartition(".v")[2]) for name in KINDS if name.rpartition(".v")[0] == kind), default=0)
+    if newest and version > newest:
+        return f"{shown} is newer than version {newest}, the newest known here: written by a newer sagalog; {remedy}"
+    return f"{shown} is unknown here, as a kind of event that a newer sagalog has would be; {remedy}"
 
 
 def _completed(document: dict[str, Any]) -> StepCompleted | None:

@@ -56,6 +56,9 @@ SIGNAL_KEEP_MS: Final = 7 * 24 * 3600 * 1000
 HEARD_KEPT_MAX: Final = 100
 """Ids of signals, actions and decisions that a workflow remembers, the newest, so that one that was sent twice counts once."""
 
+MIGRATIONS_KEPT_MAX: Final = 10
+"""Moves to another definition that a workflow's state remembers, the newest; the log has them all."""
+
 FAILURE_MESSAGE_CHARS_MAX: Final = 500
 FAILURE_DETAILS_BYTES_MAX: Final = 16_384
 ERROR_TYPE_CHARS_MAX: Final = 100

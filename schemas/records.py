@@ -78,6 +78,8 @@ class StepRecord(TypedDict):
     status: str
     attempt: int
     agent: NotRequired[str]
+    asked: NotRequired[str]
+    """Who made the newest attempt, when a migration has given the step another agent since."""
     started_ms: NotRequired[int]
     finished_ms: NotRequired[int]
     order: NotRequired[int]
@@ -134,6 +136,8 @@ class WithheldRecord(TypedDict):
     reason: str
     since_ms: int
     service: NotRequired[str]
+    definition: NotRequired[str]
+    """The hash under which it was made, when the workflow has moved to another since."""
 
 
 class SignalRecord(TypedDict):
@@ -216,6 +220,17 @@ class NextRecord(TypedDict):
     attributes: NotRequired[dict[str, Any]]
 
 
+class MigratedRecord(TypedDict):
+    """One move of a running workflow to another hash of its definition."""
+
+    before: str
+    after: str
+    """The two hashes."""
+    at_ms: int
+    who: str
+    reason: str
+
+
 class CheckpointRecord(TypedDict):
     """`checkpoints`, key = workflow id: the fold's state at an offset. A finished workflow has no steps (a stub)."""
 
@@ -242,6 +257,10 @@ class CheckpointRecord(TypedDict):
     signals: NotRequired[list[SignalRecord]]
     heard: NotRequired[list[str]]
     """Ids of the signals, actions and decisions that counted, the newest last."""
+    migrated: NotRequired[list[MigratedRecord]]
+    """The newest 10."""
+    own_deadline: NotRequired[bool]
+    """The start named the very deadline that its definition has: a migration leaves it."""
     finished_ms: NotRequired[int]
     unsettled: NotRequired[list[str]]
     """Of a finished one: attempts (`step/attempt`) of which nobody knows whether they did it, although the step was undone, or
@@ -310,6 +329,8 @@ class ResultRecord(TypedDict):
     start_id: NotRequired[str]
     """The id (hashed) of that start."""
     usage: NotRequired[UsageRecord]
+    migrated: NotRequired[list[MigratedRecord]]
+    """The newest 10 moves to another definition; `definition` is the last one's."""
     steps: list[StepRecord]
     shortened: NotRequired[list[str]]
     """Fields whose payloads did not fit into one record and are missing here; the event log has them."""

@@ -14,7 +14,7 @@ from sagalog.engine.client import DuplicateStart, TopicsMissing, UnknownDefiniti
 from sagalog.schemas.errors import InvalidRecord, SagalogError
 from sagalog.topics.log import LogError
 
-from . import audit, people, processes, setup, workflows
+from . import audit, migrating, people, processes, setup, workflows
 from .context import NotFound
 from .output import error_line
 
@@ -31,6 +31,7 @@ processes.register(app)
 workflows.register(app)
 people.register(app)
 audit.register(app)
+migrating.register(app)
 setup.register(app)
 
 

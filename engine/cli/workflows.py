@@ -211,6 +211,8 @@ def show(workflow_id: WorkflowId, json: Json = False) -> None:
         out.print(about, style="dim", markup=False)
     for reason in reasons:
         out.print(f"- {reason}", markup=False)
+    for move in found["migrations"]:
+        out.print(f"- {moved(move)}", markup=False)
 
 
 def identity(workflow: dict[str, Any]) -> str:
@@ -267,6 +269,12 @@ def why(found: dict[str, Any]) -> list[str]:
             f"dead letter: {letter['direction']} {letter['step']}, {letter['failed_attempts']} failed attempts"
         )
     return reasons
+
+
+def moved(move: dict[str, Any]) -> str:
+    """One move to another definition, as a sentence."""
+    why = f": {move['reason']}" if move["reason"] else ""
+    return f"moved from {move['before']} to {move['after']} by {move['who']} at {move['at']}{why}"
 
 
 def _note(row: dict[str, Any]) -> str:

@@ -18,7 +18,8 @@ Where things are
 ----------------
 `state` (statuses, their tables, checkpoints) - `plan` (a compiled definition) - `effects` - then a module per family of events:
 `starts`, `attempts` (with `late`: results that come after all), `timers`, `people` (signals, decisions), `control` (cancel, pause,
-resume, terminate), `runs` (several under one id), `children` (workflows that do a step of another one) - `progress` (what follows:
+resume, terminate), `runs` (several under one id), `migration` (to another
+definition), `children` (workflows that do a step of another one) - `progress` (what follows:
 next steps, compensation) with `waits` (steps without an agent), `items` (steps that map), `fallbacks` and `budgets` - `closing`
 (what is written down when something ends) - `partition` (the records of one partition: ownership, definitions, quarantine) -
 `circuits` (the other fold: call outcomes to circuit states).

@@ -68,7 +68,7 @@ def completed(state: WorkflowState, plan: Plan, event: StepCompleted, size: int,
         return
     problem = _output_problem(state, spec, step, event.output, size)
     budgets.settle(state, spec, step, event.tokens, event.cost, unknown=False)
-    _called(state, spec, step.agent or spec.agent, problem is None, False, event.duration_ms, effects)
+    _called(state, spec, spec.agent_of(step), problem is None, False, event.duration_ms, effects)
     if problem is not None:
         _step_failed(state, plan, step, _failure(state, FailureKind.INVALID_OUTPUT, problem, event), None, effects)
         return
@@ -218,7 +218,7 @@ def _fail(
 ) -> None:
     spec = plan.steps[step.index]
     kind = FailureKind(failure["kind"])
-    agent = undo_agent(step, spec) if direction is Direction.COMPENSATE else step.agent or spec.agent
+    agent = undo_agent(step, spec) if direction is Direction.COMPENSATE else spec.agent_of(step)
     # A step that asks for a person did its work: neither its agent nor its service is at fault.
     _called(state, spec, agent, kind is FailureKind.REVIEW_NEEDED, kind in SERVICE_FAULTS, duration_ms, effects)
     if direction is Direction.COMPENSATE:
@@ -311,7 +311,7 @@ def _undo_failed(
 def _suspect(step: StepState, spec: PlanStep) -> None:
     """Nobody can say whether the present agent did it."""
     step.unknown = True
-    agent = step.agent or spec.agent
+    agent = spec.agent_of(step)
     if agent not in step.suspects:
         step.suspects.append(agent)
 

@@ -91,7 +91,7 @@ def dead_letter(
         "definition": state.definition,
         "name": state.name,
         "step": name,
-        "agent": undo_agent(step, spec) if undo else step.agent or spec.agent,
+        "agent": undo_agent(step, spec) if undo else spec.agent_of(step),
         "direction": direction,
         "at_ms": state.now_ms,
         "at_offset": state.at_offset,
@@ -214,6 +214,8 @@ def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: l
     if state.parent is not None:
         whose = state.parent
         result["parent"] = {"workflow_id": whose["workflow_id"], "root": whose["root"], "step": whose["step"]}
+    if state.migrated:
+        result["migrated"] = state.migrated
     effects.append(Finished(result, state.trace))
     gaps = [f"{gap['step']}: {gap['why']}" for gap in missing]
     if plan is not None:
@@ -230,6 +232,7 @@ def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: l
     state.tenant, state.priority, state.attributes = None, PRIORITY_DEFAULT, None
     if not children.may_be_undone(state, plan):
         state.steps, state.input, state.bytes = [], None, 0
+        state.migrated, state.own_deadline = [], False
 
 
 def manifest(state: WorkflowState, plan: Plan) -> list[MissingRecord]:

@@ -40,6 +40,10 @@ class Reason(StrEnum):
     """A start that would replace a run, and that could not run itself."""
     NO_ROOM = "no_room"
     """A start that would wait for a run's end, beside which the state cannot hold it."""
+    UNKNOWN_DEFINITION = "unknown_definition"
+    """Of a migration: the partition does not know the definition that it names."""
+    DOES_NOT_FIT = "does_not_fit"
+    """Of a migration: the definition that it names does not go with what the workflow has done."""
 
 
 @dataclass(slots=True)
@@ -167,6 +171,15 @@ class Moved:
 
 
 @dataclass(slots=True)
+class Migrated:
+    """The workflow is on another definition from now on."""
+
+    workflow_id: str
+    before: str
+    after: str
+
+
+@dataclass(slots=True)
 class OwnerChanged:
     """From this record on, `member` owns the partition."""
 
@@ -204,6 +217,7 @@ Effect = (
     | Ignored
     | Quarantine
     | Moved
+    | Migrated
     | OwnerChanged
     | ClaimLost
     | DefinitionKnown

@@ -92,6 +92,18 @@ def fill(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect
         _finish(state, plan, step, spec, effects)
 
 
+def fill_anew(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
+    """A migration may have changed how many items may be at work, and how many may fail."""
+    if fails(step, plan.steps[step.index]):
+        _cancel_rest(state, plan, step, effects)
+    fill(state, plan, step, effects)
+
+
+def fails(step: StepState, spec: PlanStep) -> bool:
+    """Whether more of its items have failed than this plan of it tolerates."""
+    return _failed(step) > _tolerated(step, spec)
+
+
 def ended(
     state: WorkflowState, plan: Plan, item: StepState, after: StepStatus, trigger: str, effects: list[Effect]
 ) -> None:
@@ -103,12 +115,16 @@ def ended(
         _settle(state, plan, step, effects)
         progress.undo_next(state, plan, effects)
         return
-    if _failed(step) > _tolerated(step, spec):
-        for other in step.items:
-            if other.status is StepStatus.WAITING or other.status is StepStatus.BACKING_OFF:
-                progress.cancel_step(state, plan, other, effects)
+    if fails(step, spec):
+        _cancel_rest(state, plan, step, effects)
     if not step.filling:
         fill(state, plan, step, effects)
+
+
+def _cancel_rest(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
+    for item in step.items:
+        if item.status is StepStatus.WAITING or item.status is StepStatus.BACKING_OFF:
+            progress.cancel_step(state, plan, item, effects)
 
 
 def cancelled(state: WorkflowState, plan: Plan, item: StepState, effects: list[Effect]) -> None:
@@ -119,9 +135,7 @@ def cancelled(state: WorkflowState, plan: Plan, item: StepState, effects: list[E
 
 def stop(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
     """The workflow stops: what has not begun is not begun. The step is over once nothing of it is out."""
-    for item in step.items:
-        if item.status is StepStatus.WAITING or item.status is StepStatus.BACKING_OFF:
-            progress.cancel_step(state, plan, item, effects)
+    _cancel_rest(state, plan, step, effects)
     _settle(state, plan, step, effects)
 
 

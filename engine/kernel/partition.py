@@ -24,6 +24,7 @@ from sagalog.schemas.events import (
     ChildEnded,
     DefinitionRegistered,
     Event,
+    MigrationRequested,
     Owned,
     ParentEnded,
     Quarantined,
@@ -151,7 +152,7 @@ class Partition:
                 pass  # first: these are nearly all
             case ChildEnded() | UndoRequested() | ParentEnded():
                 pass  # of another partition's owner: believed by their tokens, whatever its epoch
-            case CancelRequested() | ActionRequested() | SignalReceived() | StepDecided():
+            case CancelRequested() | ActionRequested() | SignalReceived() | StepDecided() | MigrationRequested():
                 pass
             case Owned():
                 self._owned(event, effects)
@@ -223,6 +224,8 @@ class Partition:
                 people.cancelled(state, plan, event, record, effects)
             case ActionRequested() | SignalReceived() | StepDecided():
                 people.heard(state, plan, event, record, effects)
+            case MigrationRequested():
+                people.heard(state, plan, event, record, effects, self._named(event.definition))
             case Quarantined():
                 people.stopped(state, event, effects)
             case WorkflowStarted() | DefinitionRegistered() | Owned():

@@ -14,6 +14,7 @@ from sagalog.schemas.events import (
     CancelRequested,
     Decision,
     FailureKind,
+    MigrationRequested,
     Quarantined,
     SignalReceived,
     StepDecided,
@@ -32,7 +33,7 @@ from sagalog.schemas.limits import (
 from sagalog.schemas.records import FailureRecord, SignalRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import control, runs, waits
+from . import control, migration, runs, waits
 from .closing import close_review, dead_letter, move_step_to, note_failure
 from .effects import Effect, Ignored, Reason
 from .plan import Plan, PlanStep
@@ -40,13 +41,18 @@ from .progress import dispatch_undo, end_step, end_undo, fail_step, give_up, pas
 from .record import Record
 from .state import StepState, WorkflowState, undo_agents
 
-FromOutside = ActionRequested | SignalReceived | StepDecided
+FromOutside = ActionRequested | SignalReceived | StepDecided | MigrationRequested
 
 
 def heard(
-    state: WorkflowState, plan: Plan | None, event: FromOutside, record: Record, effects: list[Effect]
-) -> None:  # fmt: skip
-    """Somebody outside sent something. What does not fit the state is ignored with the reason."""
+    state: WorkflowState,
+    plan: Plan | None,
+    event: FromOutside,
+    record: Record,
+    effects: list[Effect],
+    target: Plan | None = None,
+) -> None:
+    """Somebody outside sent something. What does not fit the state is ignored with the reason. `target`: of a migration."""
     event_id = _event_id(record)
     if event_id in state.heard:
         _ignore(Reason.DUPLICATE, event, effects)
@@ -54,6 +60,8 @@ def heard(
     effects_before = len(effects)
     if isinstance(event, ActionRequested):
         control.act(state, plan, event, effects)
+    elif isinstance(event, MigrationRequested):
+        migration.migrate(state, plan, target, event, effects)
     elif plan is None or not state.steps:
         _ignore(Reason.NOT_WAITED_FOR, event, effects)
     elif isinstance(event, SignalReceived):

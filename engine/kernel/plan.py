@@ -93,6 +93,10 @@ class PlanStep:
         """The step's name, or its item's."""
         return self.name if step.item < 0 else ids.item_name(self.name, step.item)
 
+    def agent_of(self, step: StepState) -> str:
+        """Who made the newest attempt: a fallback agent, or the step's own as its definition had it then, or has it now."""
+        return step.agent or step.asked or self.agent
+
     def input_of(self, state: WorkflowState, step: StepState) -> Any:
         """What the step, or the item, gets; of a step that maps the list that it maps over."""
         if self.resolve_items is not None and step.item < 0:

@@ -129,6 +129,7 @@ def send(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect
     step.attempt += 1
     if plan.timed:
         step.sent_ms = state.now_ms
+    step.asked = None
     if not step.started_ms:
         step.started_ms = state.now_ms
     effects.append(attempt(state, plan, step))
@@ -151,8 +152,8 @@ def undo_attempt(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch 
 def execute_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Dispatch:
     """The command of the step's current attempt."""
     spec = plan.steps[step.index]
-    service = spec.service if step.agent is None else None
-    command = _command(state, spec, step, Direction.EXECUTE, step.attempt, step.agent or spec.agent, service)
+    service = spec.service if step.agent is None and step.asked is None else None
+    command = _command(state, spec, step, Direction.EXECUTE, step.attempt, spec.agent_of(step), service)
     command.input = spec.resolve_input(state, step.item)
     step.token = command.token
     return Dispatch(command, spec.when_open, spec.patience_ms, plan.policy(service) if service else None, state.trace)

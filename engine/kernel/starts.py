@@ -173,6 +173,7 @@ def seed_of(record: Record) -> str:
 def _run(state: WorkflowState, plan: Plan, deadline_ms: int | None, effects: list[Effect]) -> None:
     within = deadline_ms if deadline_ms is not None else plan.definition.deadline_ms
     state.deadline_ms = state.started_ms + within if within is not None else NEVER
+    state.own_deadline = deadline_ms is not None and deadline_ms == plan.definition.deadline_ms
     begin(state, plan, effects)
 
 

@@ -18,6 +18,7 @@ from sagalog.schemas.limits import PRIORITY_DEFAULT
 from sagalog.schemas.records import (
     CheckpointRecord,
     FailureRecord,
+    MigratedRecord,
     NextRecord,
     ParentRecord,
     PausedRecord,
@@ -207,6 +208,8 @@ class StepState:
     attempt: int = 0
     agent: str | None = None
     """The agent of the newest attempt, when it is not the step's own (a fallback)."""
+    asked: str | None = None
+    """The agent of the newest attempt, when it was the step's own then and a migration has given the step another one since."""
     started_ms: int = 0
     finished_ms: int = 0
     order: int = 0
@@ -308,6 +311,11 @@ class WorkflowState:
         """Whether a start that replaces has been under this id: what people did in one run must not count in another by a copy."""
         return self.run != FIRST_RUN or self.next is not None or bool(self.starts)
 
+    migrated: list[MigratedRecord] = field(default_factory=list)
+    """Its moves to other hashes of its definition, the newest last."""
+    own_deadline: bool = False
+    """The start named the very deadline that its definition has. One that differs shows by itself whose it is."""
+
     @property
     def terminal(self) -> bool:
         return self.status in TERMINAL
@@ -372,7 +380,7 @@ def undo_agents(step: StepState, spec: PlanStep) -> list[str]:
     assert spec.compensate is not None
     if spec.compensate.agent is not None:
         return [spec.compensate.agent]
-    present = step.agent or spec.agent
+    present = spec.agent_of(step)
     stand_in = step.stand_in or ""
     did_it = step.status is StepStatus.DONE or stand_in.startswith("fallback:") or stand_in == DEGRADED_CHILD
     # The newest first, as everywhere: a fallback agent, then those of which nobody can say whether they did it before.
@@ -447,6 +455,10 @@ def dump(state: WorkflowState, plan: Plan | None) -> CheckpointRecord:
         record["attributes"] = state.attributes
     if state.next is not None:
         record["next"] = state.next
+    if state.migrated:
+        record["migrated"] = list(state.migrated)
+    if state.own_deadline:
+        record["own_deadline"] = True
     if plan is not None and state.steps:
         record["steps"] = dump_steps(state, plan)
     return record  # type: ignore[return-value]
@@ -461,6 +473,8 @@ def _dump_step(step: StepState, spec: PlanStep) -> StepRecord:
     record: StepRecord = {"name": spec.name_of(step), "status": step.status, "attempt": step.attempt}
     if step.agent is not None:
         record["agent"] = step.agent
+    if step.asked is not None:
+        record["asked"] = step.asked
     if step.started_ms:
         record["started_ms"] = step.started_ms
     if step.finished_ms:
@@ -556,6 +570,8 @@ def restore(workflow_id: str, record: dict[str, Any]) -> WorkflowState:
         run=record.get("run", FIRST_RUN),
         starts=record.get("starts", []),
         next=record.get("next"),
+        migrated=record.get("migrated", []),
+        own_deadline=record.get("own_deadline", False),
     )
     state.steps = [_restore_step(index, step) for index, step in enumerate(record.get("steps", ()))]
     for step in state.steps:
@@ -575,6 +591,7 @@ def _restore_step(index: int, record: dict[str, Any], item: int = -1) -> StepSta
         status=StepStatus(record["status"]),
         attempt=record["attempt"],
         agent=record.get("agent"),
+        asked=record.get("asked"),
         started_ms=record.get("started_ms", 0),
         finished_ms=record.get("finished_ms", 0),
         order=record.get("order", 0),

@@ -35,7 +35,7 @@ class Table(NamedTuple):
 
 
 WORKFLOW: Final = Table("workflow", WorkflowRow._fields, ("workflow_forget_earlier_run", "workflow_merge"))
-STEP: Final = Table("step", StepRow._fields, ("step_merge",))
+STEP: Final = Table("step", StepRow._fields, ("step_forget_removed", "step_merge"))
 COMPENSATION: Final = Table("compensation", CompensationRow._fields, ("compensation_merge",))
 CIRCUIT: Final = Table("circuit", rows.CircuitRow._fields, ("circuit_merge",))
 REVIEW: Final = Table("review", rows.ReviewRow._fields, ("review_merge",))
@@ -237,6 +237,7 @@ def _fill(stub: WorkflowRow, before: WorkflowRow) -> WorkflowRow:
         tenant=before.tenant,
         priority=before.priority,
         attributes=before.attributes,
+        migrated=before.migrated,
     )
 
 

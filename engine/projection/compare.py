@@ -150,6 +150,7 @@ _JSON_COLUMNS: Final = frozenset(
         "usage",
         "attributes",
         "next",
+        "migrated",
     }
 )
 

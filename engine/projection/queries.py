@@ -160,6 +160,19 @@ class Review:
 
 
 @dataclass(frozen=True, slots=True)
+class Migration:
+    """One move of a workflow to another hash of its definition."""
+
+    workflow_id: str
+    number: int
+    at: datetime
+    before: str
+    after: str
+    who: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     id: str
     workflow_id: str
@@ -229,6 +242,8 @@ class WorkflowDetails:
     compensations: list[Compensation]
     reviews: list[Review]
     dead_letters: list[DeadLetter]
+    migrations: list[Migration]
+    """The newest 10 moves to other hashes of its definition, the oldest of them first."""
 
 
 async def list_workflows(
@@ -277,6 +292,7 @@ async def show_workflow(sql: Sql, workflow_id: str) -> WorkflowDetails | None:
             [_as(Compensation, row) for row in await transaction.fetch("workflow_compensations", params)],
             [_as(Review, row) for row in await transaction.fetch("workflow_reviews", params)],
             [_as(DeadLetter, row) for row in await transaction.fetch("workflow_dead_letters", params)],
+            [_as(Migration, row) for row in await transaction.fetch("workflow_migrations", params)],
         )
 
 

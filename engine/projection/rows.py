@@ -87,6 +87,7 @@ class WorkflowRow(NamedTuple):
     run: int
     next: Json
     """The start that waits for this run's end, without its seed: who knows that can answer in its agents' names."""
+    migrated: Json
 
 
 class StepRow(NamedTuple):
@@ -276,6 +277,7 @@ def workflow_row(workflow_id: str, record: Record, partition: int) -> WorkflowRo
         _json(_object_or_none(record, "attributes")),
         _integer(record, "run", OFFSET_MAX) if "run" in record else FIRST_RUN,
         _json(_next(record)),
+        _json(_objects(record, "migrated") or None),
     )
 
 
@@ -302,7 +304,7 @@ def step_rows(workflow_id: str, record: Record) -> list[StepRow]:
                 place,
                 status,
                 _integer(step, "attempt"),
-                _text_or_none(step, "agent"),
+                _text_or_none(step, "agent") or _text_or_none(step, "asked"),
                 _time_or_none(step, "started_ms"),
                 _time_or_none(step, "finished_ms"),
                 _integer_or_none(step, "order"),

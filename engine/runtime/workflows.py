@@ -30,6 +30,7 @@ from sagalog.engine.kernel.effects import (
     ReviewNeeded,
     StartAnswered,
 )
+from sagalog.engine.kernel.migration import as_it_was
 from sagalog.engine.kernel.partition import Partition
 from sagalog.engine.kernel.plan import Plan
 from sagalog.engine.kernel.progress import execute_dispatch, undo_dispatch
@@ -222,6 +223,9 @@ class WorkflowMachine:
         plan = self._fold.plan_of(state)
         assert plan is not None
         for entry in withheld:
+            made_under = self._fold.plans.get(entry.get("definition", ""))
+            if made_under is not None:
+                state, plan = as_it_was(state, plan, made_under), made_under
             step = plan.find(state, entry["step"])
             assert step is not None
             undo = entry["direction"] == Direction.COMPENSATE
@@ -630,6 +634,9 @@ class WorkflowMachine:
         self._digest.put(workflow_id, raw)
         extra = _hints(state, plan)
         if withheld := self.gate.withheld(workflow_id):
+            for entry, held in zip(withheld, self.gate.held_of(workflow_id), strict=True):
+                if held.command.definition != state.definition:
+                    entry["definition"] = held.command.definition
             document["withheld"] = withheld
             extra.append((_WITHHELD, b"1"))
             raw = encode(document)

@@ -21,12 +21,12 @@ WITH accepted AS (
     INSERT INTO workflow AS w (
         workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
         deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals,
-        usage, tenant, priority, attributes, run, next
+        usage, tenant, priority, attributes, run, next, migrated
     )
     SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank,
            to_timestamp(started_ms / 1000.0), to_timestamp(updated_ms / 1000.0), to_timestamp(finished_ms / 1000.0),
            to_timestamp(deadline_ms / 1000.0), completeness, correlation_id, stopped, input, output, missing, failure, withheld,
-           paused, signals, usage, tenant, priority, attributes, run, next
+           paused, signals, usage, tenant, priority, attributes, run, next, migrated
     FROM staging_workflow
     ORDER BY workflow_id
     ON CONFLICT (workflow_id) DO UPDATE SET
@@ -59,11 +59,26 @@ WITH accepted AS (
         output = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.output ELSE excluded.output END,
         missing = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.missing ELSE excluded.missing END,
         failure = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.failure ELSE excluded.failure END,
-        usage = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.usage ELSE excluded.usage END
+        usage = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.usage ELSE excluded.usage END,
+        migrated = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.migrated ELSE excluded.migrated END
     WHERE (excluded.at_offset, excluded.started_at, excluded.rank) >= (w.at_offset, w.started_at, w.rank)
     RETURNING w.workflow_id
 )
 DELETE FROM staging_workflow s WHERE NOT EXISTS (SELECT FROM accepted a WHERE a.workflow_id = s.workflow_id)
+
+-- step_forget_removed --
+-- A workflow that moved to another definition may have steps less. Its record has all that it has now, and a bare stub, which
+-- has none, says nothing of moves. Of compensations those that are there now come back with the next query.
+WITH compensations AS (
+    DELETE FROM compensation c
+    USING staging_workflow s
+    WHERE s.migrated IS NOT NULL AND c.workflow_id = s.workflow_id
+      AND NOT EXISTS (SELECT FROM staging_compensation n WHERE n.workflow_id = c.workflow_id AND n.step = c.step)
+)
+DELETE FROM step t
+USING staging_workflow s
+WHERE s.migrated IS NOT NULL AND t.workflow_id = s.workflow_id
+  AND NOT EXISTS (SELECT FROM staging_step n WHERE n.workflow_id = t.workflow_id AND n.step = t.step)
 
 -- step_merge --
 -- Steps and items that did not change are not written again: most checkpoints move one of several. `item` follows from the

@@ -28,6 +28,10 @@ SELECT * FROM steps WHERE workflow_id = %(workflow_id)s ORDER BY place, item NUL
 SELECT * FROM compensations WHERE workflow_id = %(workflow_id)s
 ORDER BY undone_order NULLS LAST, place, item NULLS FIRST
 
+-- workflow_migrations --
+-- Oldest first.
+SELECT * FROM migrations WHERE workflow_id = %(workflow_id)s ORDER BY number
+
 -- workflow_reviews --
 -- Oldest first.
 SELECT * FROM reviews WHERE workflow_id = %(workflow_id)s ORDER BY created_at, id
@@ -66,7 +70,7 @@ SELECT * FROM health ORDER BY agent
 -- For verify, a page of ids at a time; `ids` NULL: all.
 SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
        deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals, usage, tenant,
-       priority, attributes, run, next
+       priority, attributes, run, next, migrated
 FROM workflow
 WHERE (%(ids)s::text[] IS NULL OR workflow_id = ANY(%(ids)s::text[])) AND workflow_id > %(after)s
 ORDER BY workflow_id

@@ -519,7 +519,8 @@ def compensation_is_in_reverse(evidence: Evidence) -> list[str]:
         if [order for _, order, _ in ended] != sorted(order for _, order, _ in ended):
             problems.append(f"{workflow_id}: answered in the order {ended}, which is not the order of ends")
         if evidence.definitions[result["definition"]].undo_order is UndoOrder.BY_NEEDS:
-            problems += _not_by_needs(workflow_id, evidence.definitions[result["definition"]], steps)
+            if "migrated" not in result:  # by needs as they were before
+                problems += _not_by_needs(workflow_id, evidence.definitions[result["definition"]], steps)
             continue
         undone = [(step["undo"]["order"], step["order"], step["name"]) for _, step, _ in steps if _was_undone(step)]
         by_undo = [name for _, _, name in sorted(undone)]
@@ -544,13 +545,15 @@ def compensation_is_in_reverse(evidence: Evidence) -> list[str]:
 def _not_by_needs(
     workflow_id: str, definition: Definition, steps: list[tuple[Step, dict[str, Any], WorldEffect]]
 ) -> list[str]:
-    before: dict[str, set[str]] = {}
-    for found in definition.steps:  # drawn in an order in which needs come first
-        before[found.name] = set(found.needs).union(*(before[need] for need in found.needs))
+    needs = {step.name: step.needs for step in definition.steps}
+
+    def before(name: str) -> set[str]:
+        return set(needs[name]).union(*(before(need) for need in needs[name]))
+
     problems = []
     for spec, step, effect in steps:
         for other, needed, undone in steps:
-            if other.name not in before[spec.name] or not _was_undone(step) or not _was_undone(needed):
+            if other.name not in before(spec.name) or not _was_undone(step) or not _was_undone(needed):
                 continue
             both = effect.undone and undone.undone and step["undo"]["status"] == needed["undo"]["status"] == "done"
             seen = both and effect.undone > undone.undone

@@ -158,7 +158,8 @@ class Cluster:
             tries += 1
             try:
                 async with Client(log, TOPICS, rng=self._chance(f"starter/{tries}")) as client:
-                    for definition in self.plan.definitions:
+                    # The changes first: who starts a workflow by its name gets the definition as it was.
+                    for definition in (*self.plan.changes, *self.plan.definitions):
                         await client.register(definition)
                     while place < len(actions):
                         at_ms, what, start = actions[place]
@@ -188,6 +189,8 @@ class Cluster:
             case ["signal", name, number]:
                 # Sent again after an error, it is the same signal.
                 await client.signal(workflow_id, name, {"number": number}, who=who, signal_id=f"{workflow_id}/{number}")
+            case ["migrate", to]:
+                await client.migrate(workflow_id, to, reason="by plan", who=who)
             case [action]:
                 await client.act(workflow_id, Action(action), reason="by plan", who=who)
 
@@ -426,6 +429,7 @@ def _actions(starts: tuple[Start, ...]) -> list[tuple[int, str, Start]]:
             *((f"further {number}", at_ms) for number, (at_ms, _, _) in enumerate(start.further)),
             ("prioritize", start.prioritize_at_ms),
             *((f"signal {name} {number}", at_ms) for number, (at_ms, name) in enumerate(start.signals)),
+            *((f"migrate {to}", at_ms) for at_ms, to in start.migrations),
         ]
         actions += [(at_ms, what, start) for what, at_ms in wanted if at_ms is not None]
     return sorted(actions, key=lambda action: action[0])

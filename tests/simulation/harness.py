@@ -113,7 +113,7 @@ def _simulate(plan: Plan, loop: SimulationLoop, trace: Trace, rng: random.Random
 
 
 async def _run(plan: Plan, loop: SimulationLoop, kafka: SimulatedKafka, trace: Trace, rng: random.Random) -> Evidence:
-    definitions = {definition.hash: definition for definition in (*plan.definitions, PROBE)}
+    definitions = {definition.hash: definition for definition in (*plan.definitions, *plan.changes, PROBE)}
     world = World(plan, loop, definitions, random.Random(rng.random()))
     cluster = Cluster(plan, loop, kafka, world, trace, random.Random(rng.random()))
     await cluster.build()

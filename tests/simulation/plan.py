@@ -13,6 +13,7 @@ from sagalog.schemas.events import OnDuplicate
 from sagalog.topics.simulated import Request
 from sagalog.topics.simulated.faults import FAILING
 
+from .changed import changes_of, with_migrations
 from .definitions import BANK, SIGNALS, random_definitions, some_by_needs, with_children
 
 CHAOS_MS_MAX: Final = 20_000
@@ -95,6 +96,8 @@ class Start:
     further: tuple[tuple[int, OnDuplicate, int], ...] = ()
     """Starts under the same id: (when, policy, priority)."""
     prioritize_at_ms: int | None = None
+    migrations: tuple[tuple[int, str], ...] = ()
+    """(when, to which definition)"""
 
     @property
     def several(self) -> bool:
@@ -137,6 +140,8 @@ class Plan:
     faults: tuple[Fault, ...]
     log_faults: dict[str, Any] = field(default_factory=dict)
     """Arguments of the simulated Kafka's `Faults`."""
+    changes: tuple[Definition, ...] = ()
+    """Other versions of the definitions, to which workflows are moved."""
 
 
 def plan_of(seed: int) -> Plan:
@@ -151,7 +156,8 @@ def plan_of(seed: int) -> Plan:
     # Of streams of their own, as whatever is drawn in between would make another plan of every seed.
     drawn = with_children(random.Random(f"{seed}/children"), drawn)
     definitions = (BANK, *some_by_needs(random.Random(f"{seed}/undo"), drawn))
-    return Plan(
+    changes = changes_of(seed, definitions)
+    plan = Plan(
         seed=seed,
         partitions=rng.randint(2, 4),
         engines=engines,
@@ -163,7 +169,9 @@ def plan_of(seed: int) -> Plan:
         starts=tuple(_identified(seed, _starts(rng, seed, definitions, chaos_ms))),
         faults=() if calm else tuple(_faults(rng, chaos_ms, engines, hosts)),
         log_faults={} if calm else _log_faults(rng),
+        changes=changes,
     )
+    return replace(plan, starts=with_migrations(seed, plan.starts, definitions, changes))
 
 
 def _rates(rng: random.Random) -> Rates:

@@ -355,7 +355,7 @@ def test_the_documented_commands_are_there() -> None:
     assert set(ALL) == {
         "dev", "engine", "agent", "project", "watch",
         "start", "wait", "list", "show", "history", "cancel", "verify", "replay",
-        "signal", "pause", "resume", "terminate", "prioritize", "reviews", "decide",
+        "signal", "pause", "resume", "terminate", "prioritize", "reviews", "decide", "migrate",
         "topics create", "topics list",
         "definitions check", "definitions register", "definitions list", "definitions show", "definitions mermaid",
         "definitions schema",

@@ -25,6 +25,7 @@ from sagalog.schemas.events import (
     DefinitionRegistered,
     Event,
     FailureKind,
+    MigrationRequested,
     Owned,
     StepFailed,
     WorkflowStarted,
@@ -172,6 +173,40 @@ def test_a_refused_command_is_not_sent_although_its_circuit_closes_before_the_ev
 
     assert [topic for topic, _ in refused] == ["t.events"]
     assert [topic for topic, _ in world.tick(1_000) if topic.startswith("t.commands")] == []
+
+
+def test_a_command_that_was_parked_before_a_migration_goes_out_as_it_was_made_also_after_a_take_over() -> None:
+    old = definition(service="bank", input={"fields": {"by": {"value": "old"}}}).model_copy(
+        update={"deadline_ms": 9_000}
+    )
+    new = Definition(
+        name="saga", steps=(Step(name="first", agent="x"), Step(name="a", agent="other")), deadline_ms=99_000
+    )
+    first, second = World(), World("next")
+    for world in (first, second):
+        world.machine.circuit("bank", CircuitView(CircuitStatus.OPEN, START_MS))
+    first.fold(first.record(Owned(1, "me"), "@owner"), *started(first, old))
+    first.fold(first.record(DefinitionRegistered(new.model_dump(mode="json")), "@definition/x"))
+    first.fold(first.record(MigrationRequested(f"saga@{new.hash}", "ana", "why"), ce_id="move"))
+    cut = first.machine.cut()
+    assert cut is not None
+    for out in cut.records:
+        second.machine.load(
+            Record(0, START_MS, out.key or b"", out.value or b"", out.headers, topic="t.checkpoints")  # type: ignore[arg-type]
+        )
+    assert second.machine.loaded(START_MS) is not None
+    second.offset = first.offset
+    second.fold(second.record(Owned(2, "next"), "@owner"))
+
+    sent = []
+    for world in (first, second):
+        world.machine.circuit("bank", CircuitView(CircuitStatus.CLOSED, START_MS + 1))
+        sent.append([document for topic, document in world.tick(1_000) if topic == "t.commands.worker"])
+
+    assert [len(found) for found in sent] == [1, 1] and sent[0] == sent[1]
+    ((command,), _) = sent
+    assert (command["definition"], command["input"], command["service"]) == (old.hash, {"by": "old"}, "bank")
+    assert command["deadline_ms"] == START_MS + 9_000
 
 
 def test_a_timer_that_came_too_early_is_set_again_by_how_much_it_was() -> None:

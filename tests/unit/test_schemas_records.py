@@ -34,6 +34,7 @@ from sagalog.schemas.events import (
     DefinitionRegistered,
     Event,
     FailureKind,
+    MigrationRequested,
     OnDuplicate,
     Owned,
     Parent,
@@ -153,6 +154,7 @@ EVENTS: list[Event] = [
     ActionRequested(Action.PRIORITIZE, "why", "who", 0),
     StepDecided("a", Decision.APPROVE, "who", "why", {"x": None}),
     StepDecided("a", Decision.SKIP, "who", "", None, COMPENSATE),
+    MigrationRequested("saga@0123", "who", "why"),
     TimerFired(1, Timer.RETRY, "a", 2),
     TimerFired(1, Timer.FORGET),
     AttemptLost(3, "a", 1, COMPENSATE, "gone"),
@@ -185,6 +187,34 @@ def test_an_event_with_a_field_that_this_version_does_not_know_is_read() -> None
     assert parse_event(b"sagalog.cancel-requested.v1", b'{"reason":"r","who":"w","later":1}') == CancelRequested(
         "r", "w"
     )
+
+
+@pytest.mark.parametrize(
+    ("ce_type", "problem"),
+    [
+        (
+            b"sagalog.step-completed.v2",
+            "b'sagalog.step-completed.v2' is newer than version 1, the newest known here: written by a newer sagalog; "
+            "upgrade the engine, then resume the workflow",
+        ),
+        (
+            b"sagalog.step-nothing.v1",
+            "b'sagalog.step-nothing.v1' is unknown here, as a kind of event that a newer sagalog has would be; "
+            "upgrade the engine, then resume the workflow",
+        ),
+        (b"sagalog.step-completed.v0", "b'sagalog.step-completed.v0' is unknown; known are "),
+        (b"sagalog.step-completed.v1.v2", "b'sagalog.step-completed.v1.v2' is unknown; known are "),
+        (b"sagalog.step-completed.v9999999", "b'sagalog.step-completed.v9999999' is unknown; known are "),
+        (b"other.step-completed.v2", "b'other.step-completed.v2' is unknown; known are "),
+        (b"\xff", "b'\\xff' is unknown; known are "),
+    ],
+)
+def test_what_a_newer_version_wrote_is_told_from_garbage(ce_type: bytes, problem: str) -> None:
+    with pytest.raises(InvalidRecord) as raised:
+        parse_event(ce_type, b"{}")
+
+    assert raised.value.field == "ce_type"
+    assert raised.value.problem.startswith(problem)
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)

@@ -24,6 +24,7 @@ from sagalog.engine.kernel.effects import (
     Emit,
     Finished,
     Ignored,
+    Migrated,
     Moved,
     OwnerChanged,
     Prioritized,
@@ -49,6 +50,7 @@ from sagalog.schemas.events import (
     DefinitionRegistered,
     Event,
     FailureKind,
+    MigrationRequested,
     Owned,
     Quarantined,
     SignalReceived,
@@ -227,6 +229,11 @@ class Driver:
         direction = Direction.COMPENSATE if undo else Direction.EXECUTE
         event = StepDecided(step, decision, "tester", "because", output, direction)
         return self.append(event, ce_id=f"decision-{len(self.log)}")
+
+    def migrate(self, to: Definition | str, *, ce_id: str | None = None) -> list[Effect]:
+        named = to if isinstance(to, str) else f"{to.name}@{to.hash}"
+        event = MigrationRequested(named, "tester", "wanted")
+        return self.append(event, ce_id=ce_id or f"migration-{len(self.log)}")
 
     def stop(self, *, epoch: int = 1) -> list[Effect]:
         return self.append(Quarantined(epoch, f"sagalog.events/0/{len(self.log)}", "not JSON", self.run_mark))
@@ -430,6 +437,8 @@ def _line(effect: Effect) -> str:
             return f"claim lost {epoch} {member}"
         case DefinitionKnown():
             return "definition known"
+        case Migrated(before=old, after=new):
+            return f"migrated {old} -> {new}"
 
 
 def _short(command_id: str) -> str:

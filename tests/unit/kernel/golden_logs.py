@@ -327,6 +327,38 @@ def terminated(d: Driver) -> None:
     d.act(Action.TERMINATE)
 
 
+def migrated(d: Driver) -> None:
+    undo = {"compensate": {}}
+    task = {"title": "look", "timeout_ms": 9_000}
+    old = saga(
+        step("a", agent="one", **undo),
+        waiting("t", "a", task=task),
+        step("b", "t"),
+        step("gone", "b"),
+        deadline_ms=60_000,
+    )
+    new = saga(
+        step("first", **undo),
+        step("a", agent="two", **undo),
+        waiting("t", "a", task={**task, "title": "look again"}),
+        step("b", "t", "first", retry=ONCE),
+        deadline_ms=90_000,
+    )
+    d.register(old)
+    d.start("saga", {"x": 1})
+    d.register(new)
+    d.register(chain("z"))
+    d.migrate(chain("z"))
+    d.migrate(new)
+    d.done("a", "by one")
+    d.migrate(old)
+    d.done("first", 1)
+    d.decide("t", Decision.APPROVE)
+    d.fail("b")
+    d.done("first", undo=True)
+    d.done("a", undo=True)
+
+
 def quarantined(d: Driver) -> None:
     d.register(chain("a", "b"))
     d.start("saga")
@@ -446,6 +478,7 @@ STORIES: dict[str, Callable[[Driver], None]] = {
         budgets,
         paused,
         terminated,
+        migrated,
         quarantined,
         starts,
         children,

@@ -22,10 +22,12 @@ from sagalog.engine.kernel.effects import (
     Effect,
     Finished,
     Ignored,
+    Migrated,
     Moved,
     Quarantine,
     StartAnswered,
 )
+from sagalog.engine.kernel.migration import problems
 from sagalog.engine.kernel.state import STEP_MOVES, UNDO_MOVES, WORKFLOW_MOVES
 from sagalog.schemas.codec import encode
 from sagalog.schemas.definitions import Definition, Step, Task, UndoOrder, fallbacks_of
@@ -363,6 +365,70 @@ def story(test: Callable[[Definition, list[tuple[int, int]]], None]) -> Callable
     return given(definitions(), MOVES)(test)
 
 
+# --- another definition of the same saga
+
+
+@st.composite
+def changed(draw: st.DrawFn, definition: Definition) -> Definition:
+    """The definition with some steps left out, added, changed or put elsewhere: as somebody would change it while it runs."""
+    other = {step.name: step for step in draw(definitions()).steps}
+    names = {step.name for step in definition.steps}
+    steps: list[dict[str, Any]] = []
+    for step in definition.steps:
+        what = draw(st.integers(0, 19))  # mostly as it was: what fits nowhere moves nothing
+        if what == 0:
+            continue
+        if what == 1 and step.name in other:
+            step = other[step.name]
+        own = {name: getattr(step, name) for name in step.model_fields_set}
+        if what == 2 and step.agent is not None:
+            own["agent"] = draw(st.sampled_from(["other", "third", "new"]))
+        elif what == 3 and step.compensate is not None:
+            again = {"agent": None if step.agent else "undoer", "retry": {"attempts": 1}}
+            own["compensate"] = draw(st.sampled_from([None, {"agent": "other"}, again]))
+        elif what == 4 and step.agent is not None:
+            own["output_schema"] = draw(st.sampled_from([None, {"type": "object"}]))
+        elif what == 5 and step.map is not None:
+            own["map"] = {**step.map.model_dump(), "concurrency": 1, "tolerate": draw(st.integers(0, 2))}
+        elif what == 6 and step.wait_for is not None:
+            own["wait_for"] = {"signal": "stop", "timeout_ms": 2_000}
+        steps.append(own)
+    for number in range(draw(st.integers(0, 2))):
+        needs = draw(st.lists(st.sampled_from(sorted(names)), unique=True, max_size=2))
+        steps.append({"name": f"new{number}", "agent": "new", "needs": needs, "compensate": {}})
+        if steps and draw(st.booleans()):
+            at = draw(st.integers(0, len(steps) - 1))
+            steps[at]["needs"] = (*steps[at].get("needs", ()), f"new{number}")
+    within = {
+        "deadline_ms": draw(st.sampled_from([None, definition.deadline_ms, 6_000])),
+        "budget": draw(st.sampled_from([definition.budget, None, {"attempts": 3}])),
+    }
+    return _closed(steps or [{"name": "only", "agent": "new"}], within)
+
+
+def _closed(steps: list[dict[str, Any]], within: dict[str, Any]) -> Definition:
+    """Without needs of, bindings to and conditions on what is not there, or not before: a definition that can be built."""
+    ready: list[str] = []
+    closed = []
+    for own in sorted(steps, key=lambda step: str(step["name"])):
+        needs = tuple(dict.fromkeys(need for need in own.get("needs", ()) if need in ready and need != own["name"]))
+        own = {**own, "needs": needs}
+        if "input" in own:
+            own["input"] = {"fields": {need: {"step": need, "path": "x"} for need in needs}}
+        when = own.get("when")
+        if when is not None and when.startswith("has(steps.") and when.split(".")[1] not in needs:
+            own["when"] = None
+        closed.append(own)
+        ready.append(own["name"])
+    return saga(*(Step(**own) for own in closed), **within)
+
+
+@st.composite
+def migrations(draw: st.DrawFn) -> tuple[Definition, Definition]:
+    before = draw(definitions())
+    return before, draw(changed(before))
+
+
 # --- properties
 
 
@@ -586,3 +652,74 @@ def check_result(definition: Definition, record: ResultRecord) -> None:
         done = any(step["undo"]["status"] in ("done", "skipped") for step in undone)
         expected = {"cancelled": "cancelled", "review_needed": "review"}.get(kind, "compensated" if done else "failed")
         assert record["status"] == expected
+
+
+# --- migrations
+
+
+@given(migrations(), MOVES, st.lists(st.integers(0, 59), min_size=1, max_size=4))
+def test_a_migration_that_does_not_fit_changes_nothing_and_one_that_fits_still_ends(
+    pair: tuple[Definition, Definition], moves: list[tuple[int, int]], at: list[int]
+) -> None:
+    driver = _Watched(pair[0])
+    for definition in reversed(pair):
+        driver.register(definition)
+    driver.start("saga", {"x": 0})
+    for number, (what, much) in enumerate(moves):
+        if number in at:
+            try_to_migrate(driver, pair)
+        happen(driver, what % 140, much)  # what is beyond begins further runs
+    told = Story(driver, driver.per_record)
+    settle(told)
+
+    effects = told.all_effects()
+    assert not [effect for effect in effects if isinstance(effect, Quarantine) and effect.stage == "fold"]
+    results = [effect.result for effect in effects if isinstance(effect, Finished)]
+    assert len(results) == 1
+    (definition,) = {found.hash: found for found in pair if found.hash == results[0]["definition"]}.values()
+    assert [step["name"] for step in results[0]["steps"]] == [step.name for step in definition.steps]
+    assert results[0].get("migrated", [])[-1:] == [
+        {"before": effect.before, "after": effect.after, "at_ms": driver_ms, "who": "tester", "reason": "wanted"}
+        for effect, driver_ms in told_moves(told)[-1:]
+    ]
+    check_sent(effects)
+    check_moves(effects)
+    check_undone(results[0])
+    assert fold(told.log, round_trip=True) == fold(told.log)
+
+
+def try_to_migrate(driver: Driver, pair: tuple[Definition, Definition]) -> None:
+    """To the other one of the two. Whether it fits is known before, and asking changes nothing."""
+    here = driver.state.definition
+    target = pair[0] if here == pair[1].hash else pair[1]
+    plans = driver.partition.plans
+    found = problems(driver.state, plans[here], plans[target.hash])
+    before = driver.everything()
+    effects = driver.migrate(target)
+    if found or target.hash == here:
+        (effect,) = effects
+        assert isinstance(effect, Ignored)
+        assert driver.everything() == before
+    else:
+        assert isinstance(effects[0], Migrated)
+        assert driver.state.terminal or driver.state.definition == target.hash
+
+
+def told_moves(story: Story) -> list[tuple[Migrated, int]]:
+    """Each move with the workflow's time at it."""
+    found, newest_ms = [], 0
+    for record, effects in zip(story.log, story.effects, strict=True):
+        if record.key == WORKFLOW.encode() and not any(isinstance(effect, Ignored | Quarantine) for effect in effects):
+            newest_ms = max(newest_ms, record.time_ms)
+        found += [(effect, newest_ms) for effect in effects if isinstance(effect, Migrated)]
+    return found
+
+
+def check_undone(record: ResultRecord) -> None:
+    """What the ledger names is undone, in exact reverse order of completion, as without a migration."""
+    undone = [step for step in leaves(record) if step.get("undo", {}).get("order")]
+    assert [s["name"] for s in sorted(undone, key=lambda s: s["undo"]["order"])] == [
+        s["name"] for s in sorted(undone, key=lambda s: -s["order"])
+    ]
+    if record["status"] in ("completed", "degraded"):
+        assert not undone
