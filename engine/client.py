@@ -186,7 +186,7 @@ class Client:
 
     def _know(self, encoded: bytes) -> None:
         try:
-            definition = parse_definition(encoded)
+            definition = parse_definition(encoded, registered=True)
         except InvalidRecord as error:
             logger.warning("a registered definition cannot be read and is passed over: %s", error)
             return

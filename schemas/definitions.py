@@ -7,11 +7,11 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from hashlib import blake2b
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 import jsonschema_rs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
@@ -21,6 +21,7 @@ from .codec import check_json, decode_object, encode_sorted
 from .conditions import Condition
 from .errors import InvalidDefinition, InvalidRecord
 from .ids import NAME_PATTERN
+from .shapes import ANY, Shape, items_of, reached, shape_of
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=limits.TEXT_CHARS_MAX)]
@@ -327,12 +328,14 @@ class Definition(_Model):
         description="Steps that must not be degraded: the workflow fails instead.",
     )
 
-    def __init__(self, **data: Any) -> None:
-        """Raises InvalidDefinition with the path of what does not fit."""
+    def __init__(self, registered: bool = False, /, **data: Any) -> None:
+        """Raises InvalidDefinition with the path of what does not fit. `registered`: see `parse_definition`."""
         try:
             super().__init__(**data)
         except ValidationError as error:
             raise _as_invalid(error) from None
+        if not registered:
+            _check_paths(self)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -411,15 +414,19 @@ def _no_remote(uri: str) -> Any:
     raise ValueError(f"the schema refers to {uri[:200]}; only references inside the schema are allowed")
 
 
-def parse_definition(document: Mapping[str, Any] | bytes) -> Definition:
-    """The definition in a JSON document. Raises InvalidDefinition that names the path and the problem."""
+def parse_definition(document: Mapping[str, Any] | bytes, *, registered: bool = False) -> Definition:
+    """The definition in a JSON document. Raises InvalidDefinition that names the path and the problem.
+
+    `registered`: it stands in a log. Bindings that lead nowhere are then let through, as they were before they were refused:
+    they give null, and workflows that run on it go on.
+    """
     try:
         if isinstance(document, bytes):
             document = decode_object(document, "definition", limits.JSON_DEPTH_MAX)
         check_json(dict(document), "definition", limits.DEFINITION_BYTES_MAX)
     except InvalidRecord as error:
         raise InvalidDefinition(error.field, error.problem) from None
-    return Definition(**document)
+    return Definition(registered, **document)
 
 
 def _as_invalid(error: ValidationError) -> InvalidDefinition:
@@ -636,6 +643,81 @@ def _check_binding(binding: Binding, where: str, reachable: set[str], *, item: b
                 )
         case FromInput() | Value():
             pass
+
+
+def _check_paths(definition: Definition) -> None:
+    """Refuses bindings that, by the schemas which the definition itself has, surely lead nowhere."""
+    schemas = {step.name: _output_schema(step) for step in definition.steps}
+    for step in definition.steps:
+        where = f"steps.{step.name}"
+        items = _items_of(step, definition, schemas, where)
+        _check_path(step.input, f"{where}.input", definition, schemas, items)
+        if step.sleep is not None and step.sleep.until is not None:
+            _check_path(step.sleep.until, f"{where}.sleep.until", definition, schemas, items)
+        if step.compensate is not None and step.compensate.input is not None:
+            _check_path(step.compensate.input, f"{where}.compensate.input", definition, schemas, items)
+    if definition.output is not None:
+        _check_path(definition.output, "output", definition, schemas, (ANY,))
+
+
+def _output_schema(step: Step) -> dict[str, Any] | None:
+    """What an output surely fits; None when that is not known, or a constant may stand in that nothing checks."""
+    if step.default is not None or any(stand_in.value is not None for stand_in in fallbacks_of(step)):
+        return None
+    if step.wait_for is not None:
+        return step.wait_for.payload_schema
+    # Of a step that maps the schema is an item's.
+    return step.task.form if step.task is not None else step.output_schema if step.map is None else None
+
+
+_ROUND_SCHEMA: Final = {"type": "object", "properties": {"round": {}, "previous": {}}, "additionalProperties": False}
+
+
+def _items_of(
+    step: Step, definition: Definition, schemas: Mapping[str, dict[str, Any] | None], where: str
+) -> Sequence[Shape]:
+    if step.repeat is not None:
+        return (shape_of(_ROUND_SCHEMA),)
+    if step.map is None:
+        return (ANY,)
+    over = _check_path(step.map.over, f"{where}.map.over", definition, schemas, (ANY,))
+    items = items_of(over)
+    if isinstance(items, str):
+        raise InvalidDefinition(f"{where}.map.over", f"takes {items}, and only a list has items; bind a list")
+    return items
+
+
+def _check_path(
+    binding: Binding,
+    where: str,
+    definition: Definition,
+    schemas: Mapping[str, dict[str, Any] | None],
+    items: Sequence[Shape],
+) -> Sequence[Shape]:
+    """What the binding may give."""
+    match binding:
+        case FromInput(input=path):
+            what, shapes = "the input", _shapes(definition.input_schema)
+        case FromStep(step=name, path=path):
+            what, shapes = f"the output of {name!r}", _shapes(schemas[name])
+        case FromItem(item=path):
+            what, shapes = "the item", items
+        case Fields(fields=fields):
+            for key, inner in fields.items():
+                _check_path(inner, f"{where}.{key}", definition, schemas, items)
+            return (ANY,)
+        case Value():
+            return (ANY,)
+    found = reached(shapes, path)
+    if isinstance(found, str):
+        raise InvalidDefinition(
+            where, f"takes {path!r} of {what}, and by its schema {found}; correct the path, or the schema"
+        )
+    return found
+
+
+def _shapes(schema: Mapping[str, Any] | None) -> Sequence[Shape]:
+    return (ANY,) if schema is None else (shape_of(schema),)
 
 
 def from_input(path: str = "") -> FromInput:

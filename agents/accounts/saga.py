@@ -1,58 +1,43 @@
-"""The saga `account`: a user record first, mailbox and subscription side by side, then a welcome that may be missing."""
+"""The saga `account`: a user record first, mailbox and subscription side by side, then a welcome that may be missing.
+
+Each step is undone by its agent's own compensation.
+"""
 
 from __future__ import annotations
 
-from sagalog.schemas.definitions import Compensation, Definition, Retry, Step, fields, from_input, from_step
+from sagalog.agents.saga import CONTEXT, Saga, bind
+from sagalog.schemas.definitions import Retry
 
 from .agents import create_user, reserve_mailbox, send_welcome, subscribe
 from .models import SignUp
 
-_UNDO = Compensation()
-
-
-account = Definition(
-    name="account",
+_saga = Saga(
+    "account",
+    SignUp,
     description="Creates an account: user record, mailbox with its quota, subscription, welcome message.",
-    input_schema=SignUp.model_json_schema(),
-    steps=(
-        Step(
-            name="user",
-            agent=create_user.name,
-            compensate=_UNDO,
-            output_schema=create_user.output_schema,
-        ),
-        Step(
-            name="mailbox",
-            agent=reserve_mailbox.name,
-            needs=("user",),
-            input=from_step("user"),
-            compensate=_UNDO,
-            output_schema=reserve_mailbox.output_schema,
-        ),
-        Step(
-            name="billing",
-            agent=subscribe.name,
-            needs=("user",),
-            input=fields(user=from_step("user"), card=from_input("card")),
-            compensate=_UNDO,
-            service="payments",
-            output_schema=subscribe.output_schema,
-        ),
-        Step(
-            name="welcome",
-            agent=send_welcome.name,
-            needs=("mailbox", "billing"),
-            input=fields(user=from_step("user"), name=from_input("name")),
-            critical=False,
-            retry=Retry(attempts=5),
-            compensate=_UNDO,
-            output_schema=send_welcome.output_schema,
-        ),
-    ),
-    output=fields(
-        user=from_step("user"),
-        mailbox=from_step("mailbox"),
-        subscription=from_step("billing"),
-        welcome=from_step("welcome"),
-    ),
+)
+_user = _saga.step(create_user, input=_saga.input, name="user")
+_mailbox = _saga.step(reserve_mailbox, input=_user.output, name="mailbox")
+_billing = _saga.step(
+    subscribe,
+    input=bind(subscribe, user=_user.output, card=_saga.input.card, ctx=CONTEXT),
+    name="billing",
+    service="payments",
+)
+_welcome = _saga.step(
+    send_welcome,
+    input=bind(send_welcome, user=_user.output, name=_saga.input.name, ctx=CONTEXT),
+    name="welcome",
+    needs=[_mailbox, _billing],
+    critical=False,
+    retry=Retry(attempts=5),
+)
+
+account = _saga.build(
+    output={
+        "user": _user.output,
+        "mailbox": _mailbox.output,
+        "subscription": _billing.output,
+        "welcome": _welcome.output,
+    }
 )

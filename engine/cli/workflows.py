@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from sagalog.schemas.codec import decode
+from sagalog.schemas.definitions import parse_definition
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import OnDuplicate
 from sagalog.schemas.identity import check_identity
 from sagalog.schemas.ids import split_item
 from sagalog.schemas.limits import PAYLOAD_BYTES_MAX, PRIORITY_DEFAULT, PRIORITY_MAX
+from sagalog.schemas.mermaid import mermaid as draw
 from sagalog.schemas.records import ResultRecord
 
 from .context import NotFound, open_client, open_sql, run, settings
@@ -164,11 +166,22 @@ def list_(
     )
 
 
-def show(workflow_id: WorkflowId, json: Json = False) -> None:
+def show(
+    workflow_id: WorkflowId,
+    json: Json = False,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="As a Mermaid flowchart, its states coloured.")] = False,
+) -> None:
     """One workflow: its steps, attempts and undoings, and why it does not move. From PostgreSQL.
 
-    Example: sagalog show invoice-1
+    \b
+    Examples: sagalog show invoice-1
+              sagalog show invoice-1 --mermaid
     """
+    if mermaid:
+        if json:
+            raise typer.BadParameter("stands beside --json; give one of the two", param_hint="--mermaid")
+        out.print(run(_drawn(workflow_id)), markup=False, emoji=False, end="", soft_wrap=True)
+        return
 
     async def work() -> dict[str, Any] | None:
         from sagalog.engine.projection import queries
@@ -179,9 +192,7 @@ def show(workflow_id: WorkflowId, json: Json = False) -> None:
 
     found = run(work())
     if found is None:
-        raise NotFound(
-            f"workflow {workflow_id!r} is not in the projection; is the id right? The log itself: sagalog replay {workflow_id}"
-        )
+        raise _unknown(workflow_id)
     reasons = why(found)
     if json:
         print_json({**found, "why": reasons})
@@ -222,6 +233,32 @@ def identity(workflow: dict[str, Any]) -> str:
         found.append(f"priority {workflow['priority']}")
     found += [f"{name}={pretty(value)}" for name, value in sorted((workflow["attributes"] or {}).items())]
     return ", ".join(found)
+
+
+def _unknown(workflow_id: str) -> NotFound:
+    return NotFound(
+        f"workflow {workflow_id!r} is not in the projection; is the id right? The log itself: sagalog replay {workflow_id}"
+    )
+
+
+async def _drawn(workflow_id: str) -> str:
+    from sagalog.engine.projection import queries
+
+    async with open_sql(settings()) as sql:
+        details = await queries.show_workflow(sql, workflow_id)
+        if details is None:
+            raise _unknown(workflow_id)
+        hash_ = details.workflow.definition
+        document = await queries.definition_document(sql, hash_)
+    if document is None:
+        raise NotFound(
+            f"definition {hash_} of workflow {workflow_id!r} is not in the projection yet; try again, or: sagalog definitions list"
+        )
+    return draw(
+        parse_definition(document, registered=True),
+        {step.step: step.status for step in details.steps},
+        {undo.step: undo.status for undo in details.compensations},
+    )
 
 
 def why(found: dict[str, Any]) -> list[str]:

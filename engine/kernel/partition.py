@@ -117,7 +117,7 @@ class Partition:
 
     def load_definition(self, encoded: bytes) -> None:
         """A definition from the checkpoints; call in the marker's order, so that the newest of a name is right."""
-        self._know(compile_plan(parse_definition(encoded)))
+        self._know(compile_plan(parse_definition(encoded, registered=True)))
 
     def load_checkpoint(self, workflow_id: str, raw: bytes, *, waiting: bool) -> None:
         self.cold[workflow_id] = raw
@@ -306,7 +306,8 @@ class Partition:
     def _registered(self, event: DefinitionRegistered, record: Record, effects: list[Effect]) -> None:
         try:
             # By its canonical form, as the checkpoints hold it: the order of keys shows in commands and outputs.
-            plan = compile_plan(parse_definition(parse_definition(event.definition).encoded))
+            registered = parse_definition(event.definition, registered=True).encoded
+            plan = compile_plan(parse_definition(registered, registered=True))
         except InvalidRecord as error:
             effects.append(Quarantine(None, f"definition: {error}", "decode"))
             return

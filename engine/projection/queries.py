@@ -296,6 +296,12 @@ async def show_workflow(sql: Sql, workflow_id: str) -> WorkflowDetails | None:
         )
 
 
+async def definition_document(sql: Sql, hash: str) -> dict[str, Any] | None:
+    """A definition as data; None when the projection does not know it."""
+    found = await _fetch(sql, "definition_get", {"hash": hash})
+    return found[0]["document"] if found else None
+
+
 async def counts_by_status(sql: Sql) -> dict[str, int]:
     """How many workflows are in which status; statuses without one are left out."""
     return {row["status"]: row["workflows"] for row in await _fetch(sql, "workflows_counts")}

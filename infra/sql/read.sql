@@ -40,6 +40,10 @@ SELECT * FROM reviews WHERE workflow_id = %(workflow_id)s ORDER BY created_at, i
 -- Oldest first.
 SELECT * FROM dead_letters WHERE workflow_id = %(workflow_id)s ORDER BY created_at, id
 
+-- definition_get --
+-- One definition, by its hash.
+SELECT document FROM definitions WHERE hash = %(hash)s
+
 -- workflows_counts --
 -- How many are in which status.
 SELECT status, count(*) AS workflows FROM workflows GROUP BY status ORDER BY status

@@ -267,6 +267,16 @@ def test_show_says_what_was_undone_and_why(printed: dict[str, str], called: Call
     ]
 
 
+def test_show_draws_a_workflow_with_its_states_coloured(printed: dict[str, str], called: Callable[..., Ended]) -> None:
+    drawn = called("show", "order-1", "--mermaid").out
+
+    assert drawn.startswith("flowchart TD\n")
+    assert re.search(r'^    s0\["reserve<br/>stock"\]$', drawn, re.MULTILINE)
+    assert re.findall(r"^    class (\S+ \S+)$", drawn, re.MULTILINE) == ["s0 done", "s1 failed", "s0u undo_done"]
+    unknown = called("show", "none", "--mermaid")
+    assert (unknown.code, "workflow 'none' is not in the projection" in unknown.one_sentence()) == (5, True)
+
+
 def test_history_is_the_log_and_replay_every_transition(
     place: Place, printed: dict[str, str], called: Callable[..., Ended]
 ) -> None:

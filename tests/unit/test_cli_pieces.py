@@ -421,6 +421,12 @@ def test_a_wrong_call_is_shown_how(called: Callable[..., Ended]) -> None:
         assert "--help" in ended.err
 
 
+def test_a_picture_is_no_json(called: Callable[..., Ended]) -> None:
+    ended = called("show", "order-1", "--mermaid", "--json")
+    assert ended.code == 2
+    assert "stands beside --json; give one of the two" in ended.err
+
+
 def test_brackets_in_a_message_are_no_markup() -> None:
     for text in ("[red]boom[/red]", "[/]", r"a\[b", "c:\\"):
         assert cell(text).plain == text

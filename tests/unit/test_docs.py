@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 from pydantic import BaseModel
 
+from sagalog.agents import Agent
+from sagalog.agents.saga import MapOf, Saga, StepOf
 from sagalog.engine.cli import app
 from sagalog.engine.kernel.circuits import CIRCUIT_MOVES
 from sagalog.engine.kernel.effects import Reason
@@ -24,6 +26,14 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def read(name: str) -> str:
     return (DOCS / f"{name}.md").read_text()
+
+
+def typed_example() -> str:
+    """The code of the section about the typed builder."""
+    (source,) = re.findall(
+        r"^## The typed builder\n.*?^```python\n(.*?)^```", read("definitions"), re.MULTILINE | re.DOTALL
+    )
+    return str(source)
 
 
 def test_the_diagrams_of_states_are_the_tables() -> None:
@@ -123,6 +133,27 @@ def test_the_example_of_the_test_kit_passes_its_own_tests(monkeypatch: pytest.Mo
     for test in tests:
         test()
     assert len(tests) == 2
+
+
+def test_the_example_of_the_typed_builder_is_a_saga_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = ModuleType("typed_example")
+    monkeypatch.setitem(sys.modules, "typed_example", example)
+    exec(compile(typed_example(), "docs/definitions.md", "exec", dont_inherit=True), vars(example))
+    order = {"customer": "Ada", "amount": 5, "lines": [{"sku": "tea", "count": 1}]}
+
+    agents = [value for value in vars(example).values() if isinstance(value, Agent)]
+    with SagaTest([example.definition], agents) as t:
+        assert t.run("typed-order", order).output == {"payment": 17, "label": "for Ada"}
+
+
+def test_everything_that_the_builder_offers_is_in_the_docs() -> None:
+    text = read("definitions")
+    offered = [
+        *(f"saga.{name}" for name in vars(Saga) if not name.startswith("_")),
+        *(f"step.{name}" for kind in (StepOf, MapOf) for name in vars(kind) if not name.startswith("_")),
+    ]
+
+    assert [name for name in offered if f"`{name}" not in text] == []
 
 
 def test_everything_that_the_test_kit_offers_is_in_the_docs() -> None:

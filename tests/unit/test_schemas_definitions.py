@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from sagalog.engine.testing import SagaTest
 from sagalog.schemas import limits
 from sagalog.schemas.codec import encode
 from sagalog.schemas.definitions import (
@@ -35,6 +36,13 @@ def document(*steps: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 A = {"name": "a"}
 B = {"name": "b", "needs": ["a"]}
+CLOSED = {
+    "type": "object",
+    "properties": {"b": {"$ref": "#/$defs/b"}},
+    "additionalProperties": False,
+    "$defs": {"b": {"type": "object", "properties": {"c": {}}, "additionalProperties": False}},
+}
+FLAT = {"type": "object", "properties": {"b": {}}, "additionalProperties": False}
 REMOTE = {"$ref": "http://example.org/schema.json"}
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -115,6 +123,51 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         document(A, input_schema={"$ref": "#/$defs/x"}),
         "input_schema",
         "is not a JSON Schema",
+    ),
+    # bindings that cannot fit the schemas
+    "a_path_that_the_input_does_not_have": (
+        document({"name": "a", "input": {"fields": {"x": {"input": "b.z"}}}}, input_schema=CLOSED),
+        "steps.a.input.x",
+        "takes 'b.z' of the input, and by its schema b has no field 'z'; it has c; correct the path, or the schema",
+    ),
+    "a_path_into_a_text": (
+        document({"name": "a", "output_schema": {"type": "string"}}, output={"step": "a", "path": "number"}),
+        "output",
+        "takes 'number' of the output of 'a', and by its schema it is a text and has no parts",
+    ),
+    "a_path_that_a_form_does_not_have": (
+        document(
+            {"name": "a", "agent": None, "task": {"title": "?", "timeout_ms": 10, "form": CLOSED}},
+            {"name": "b", "needs": ["a"], "compensate": {"input": {"step": "a", "path": "z"}}},
+        ),
+        "steps.b.compensate.input",
+        "has no field 'z'; it has b",
+    ),
+    "a_path_that_a_signal_does_not_have": (
+        document(
+            {"name": "a", "agent": None, "wait_for": {"signal": "s", "timeout_ms": 10, "payload_schema": CLOSED}},
+            {"name": "b", "agent": None, "needs": ["a"], "sleep": {"until": {"step": "a", "path": "z"}}},
+        ),
+        "steps.b.sleep.until",
+        "has no field 'z'; it has b",
+    ),
+    "a_path_that_an_item_does_not_have": (
+        document(
+            {"name": "a", "map": {"over": {"input": "list"}}, "input": {"item": "z"}},
+            input_schema={"properties": {"list": {"type": "array", "items": FLAT}}},
+        ),
+        "steps.a.input",
+        "takes 'z' of the item, and by its schema it has no field 'z'; it has b",
+    ),
+    "a_map_over_what_is_no_list": (
+        document({"name": "a", "map": {"over": {"input": "b"}}}, input_schema=CLOSED),
+        "steps.a.map.over",
+        "takes an object, and only a list has items; bind a list",
+    ),
+    "what_a_round_does_not_have": (
+        document({"name": "a", "repeat": {"until": "steps.a", "rounds_max": 2}, "input": {"item": "rounds"}}),
+        "steps.a.input",
+        "takes 'rounds' of the item, and by its schema it has no field 'rounds'; it has round, previous",
     ),
     # shapes
     "no_name": ({"steps": [{"name": "a", "agent": "a"}]}, "name", "required"),
@@ -466,3 +519,62 @@ def test_attempts_that_do_not_fit_the_deadline_are_warned_of() -> None:
 def test_irreversible_beside_a_compensation_is_refused() -> None:
     with pytest.raises(InvalidDefinition, match=r"steps\.pay\.irreversible: stands beside a compensation"):
         Definition(name="d", steps=({**PAY, "irreversible": True, "compensate": {}},))  # type: ignore[arg-type]
+
+
+# --- bindings and schemas
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object", "properties": {"b": {}}},
+        {"additionalProperties": False, "patternProperties": {"^z": {}}},
+        {"additionalProperties": {"type": "object"}},
+        {"anyOf": [FLAT, {"type": "null"}, {}]},
+        {"anyOf": [FLAT, {"type": "object", "properties": {"z": {}}, "additionalProperties": False}]},
+        {"type": ["object", "string"]},
+        {"allOf": [FLAT]},
+        {"$ref": "#/$defs/open", "$defs": {"open": {"type": "object"}}},
+        {"$ref": "#/$defs/ring", "$defs": {"ring": {"$ref": "#/$defs/ring"}}},
+        {"if": {}, "additionalProperties": False},
+        {"enum": [{"z": 1}]},
+    ],
+)
+def test_a_path_that_may_exist_is_let_through(schema: dict[str, Any]) -> None:
+    parse_definition(document(A, input_schema=schema, output={"fields": {"x": {"input": "z"}, "all": {"input": ""}}}))
+
+
+@pytest.mark.parametrize(
+    "stand_in",
+    [{"critical": False, "default": {"z": 1}}, {"fallback": {"value": {"z": 1}}}],
+)
+def test_a_path_into_a_constant_that_stands_in_is_let_through(stand_in: dict[str, Any]) -> None:
+    parse_definition(document({"name": "a", "output_schema": CLOSED, **stand_in}, output={"step": "a", "path": "z"}))
+
+
+def test_a_path_into_the_outputs_of_items_is_let_through() -> None:
+    undo = {"input": {"step": "a", "path": "z"}}
+    mapped = {"name": "a", "map": {"over": {"input": "x"}}, "output_schema": CLOSED, "compensate": undo}
+    parse_definition(document(mapped, output={"step": "a", "path": "0.z"}))
+
+
+def test_a_definition_that_stands_in_a_log_is_read_as_it_is() -> None:
+    written = document(A, input_schema=CLOSED, output={"input": "z"})
+
+    with pytest.raises(InvalidDefinition, match="has no field 'z'"):
+        parse_definition(written)
+    with pytest.raises(InvalidDefinition, match="has no field 'z'"):
+        Definition.model_validate(written)
+    assert parse_definition(written, registered=True).output == from_input("z")
+    with pytest.raises(InvalidDefinition, match="need not have ended"):
+        parse_definition(document(A, {"name": "b", "input": {"step": "a"}}), registered=True)
+
+
+def test_a_client_finds_a_definition_that_stands_in_a_log() -> None:
+    definition = parse_definition(document(A, input_schema=FLAT, output={"input": "z"}), registered=True)
+
+    t = SagaTest([definition])
+    t.stub("a", "done")
+    with t:
+        assert t.run("saga", {"b": 1}).status == "completed"
