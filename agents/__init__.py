@@ -9,7 +9,7 @@ A host (`AgentHost`) runs it as a member of the consumer group of its command to
 `sagalog.topics` and the clock; never the engine.
 """
 
-from .agent import Agent, AnyAgent, Undo, agent
+from .agent import Agent, AnyAgent, DidNotHappen, Happened, Undo, agent
 from .context import Context
 from .errors import AgentError, NeedsReview, Refused, Retryable, Terminal
 from .host import AgentHost
@@ -21,6 +21,8 @@ __all__ = [
     "AgentHost",
     "AnyAgent",
     "Context",
+    "DidNotHappen",
+    "Happened",
     "NeedsReview",
     "Refused",
     "Retryable",

@@ -6,6 +6,9 @@
     @post.compensation
     async def reverse(undo: Undo[Invoice, Posting], ctx: Context) -> None: ...
 
+    @post.reconcile
+    async def look_up(invoice: Invoice, ctx: Context) -> Happened[Posting] | DidNotHappen: ...
+
 How a function's parameters are filled:
 - The parameter annotated `Context`, wherever it stands, gets the attempt's context.
 - One other parameter: it gets the whole input, validated against its annotation.
@@ -58,6 +61,22 @@ class Undo(BaseModel, Generic[InputT, OutputT]):
 
 
 @dataclass(frozen=True, slots=True)
+class Happened(Generic[OutputT]):
+    """Answers a question: the attempt took effect, and this is its output. It must fit what the agent's function returns."""
+
+    output: OutputT
+
+
+@dataclass(frozen=True, slots=True)
+class DidNotHappen:
+    """Answers a question: the attempt took no effect, and will take none.
+
+    Whoever says so sees to it that an execution which is late, on whatever host, cannot take effect any more. A handler that is
+    not sure raises `Retryable`, and is asked again.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Handler:
     """One function with what was found out about its parameters."""
 
@@ -105,6 +124,7 @@ class Agent(Generic[P, R]):
         self._function = function
         self._main = handler
         self._undo: Handler | None = None
+        self._reconcile: Handler | None = None
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", name)
 
@@ -121,6 +141,18 @@ class Agent(Generic[P, R]):
         self._undo = _handler(self.name, function, sys._getframe(1).f_locals)
         return function
 
+    def reconcile(self, function: F) -> F:
+        """Declares how the agent finds out whether an attempt happened. It gets what the attempt got, and `Context.about`.
+
+        It returns `Happened(output)` or `DidNotHappen()`.
+        """
+        if self._reconcile is not None:
+            raise AgentError(f"agent {self.name!r}: has a reconcile function already; remove one of the two")
+        handler = _handler(self.name, function, sys._getframe(1).f_locals)
+        # What the attempt would have answered, so it keeps the same contract.
+        self._reconcile = replace(handler, output=self._main.output)
+        return function
+
     def around(self, wrap: Callable[[Callable[..., Any], Direction], Callable[..., Any]]) -> AnyAgent:
         """A copy whose functions are what `wrap` makes of them: coroutine functions of the same keyword arguments. For tests."""
 
@@ -130,6 +162,8 @@ class Agent(Generic[P, R]):
         made: AnyAgent = Agent(self.name, wrapped(self._main, Direction.EXECUTE), self._function, self.concurrency)
         if self._undo is not None:
             made._undo = wrapped(self._undo, Direction.COMPENSATE)
+        if self._reconcile is not None:
+            made._reconcile = wrapped(self._reconcile, Direction.RECONCILE)
         return made
 
     @property
@@ -137,8 +171,16 @@ class Agent(Generic[P, R]):
         """Whether it has a compensation of its own."""
         return self._undo is not None
 
+    @property
+    def reconciles(self) -> bool:
+        """Whether it can say if an attempt happened."""
+        return self._reconcile is not None
+
     def handler(self, direction: Direction) -> Handler:
         """Its own compensation if it has one, else the function: so that another agent can be named to undo a step."""
+        if direction is Direction.RECONCILE:
+            assert self._reconcile is not None, "asked for before"
+            return self._reconcile
         if direction is Direction.COMPENSATE and self._undo is not None:
             return self._undo
         return self._main

@@ -11,10 +11,19 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from sagalog.schemas.codec import check_json, check_raw
+from sagalog.schemas.codec import check_json, check_raw, decode_object
 from sagalog.schemas.commands import Command
 from sagalog.schemas.errors import InvalidRecord
-from sagalog.schemas.events import TYPE_OF, FailureKind, StepCompleted, StepFailed, encode_event
+from sagalog.schemas.events import (
+    ASKED_ABOUT,
+    REPORTED,
+    TYPE_OF,
+    FailureKind,
+    Outcome,
+    StepCompleted,
+    StepFailed,
+    encode_event,
+)
 from sagalog.schemas.limits import (
     BACKOFF_MS_MAX,
     FAILURE_DETAILS_BYTES_MAX,
@@ -23,6 +32,7 @@ from sagalog.schemas.limits import (
 )
 from sagalog.topics.log import Headers, Out
 
+from .agent import DidNotHappen, Happened
 from .errors import NeedsReview, Refused, Retryable, Terminal
 
 ERROR_TYPE_CHARS_MAX: Final = 200
@@ -49,9 +59,18 @@ class InvalidOutput(Exception):
 
 
 def completed(
-    command: Command, source: bytes, trace: bytes | None, output: Any, duration_ms: int, usage: Usage = NO_USAGE
+    command: Command,
+    source: bytes,
+    trace: bytes | None,
+    output: Any,
+    duration_ms: int,
+    usage: Usage = NO_USAGE,
+    outcome: Outcome | None = None,
 ) -> Out:
-    """The attempt did what it was asked. `output` is what `dump_output` made, `usage` are tokens and cost."""
+    """The attempt did what it was asked. `output` is what `dump_output` made, `usage` are tokens and cost.
+
+    `outcome` answers a question: `output` is then what the attempt asked about gave.
+    """
     # What `encode_event` makes of a StepCompleted, without the detour over one; once per command.
     event = {
         "step": command.step,
@@ -66,6 +85,8 @@ def completed(
         del event["output"]
     if usage != NO_USAGE:
         event["tokens"], event["cost"] = usage
+    if outcome is not None:
+        event["outcome"] = outcome
     return Out(command.workflow_id.encode(), orjson.dumps(event), _headers(_COMPLETED, command, source, trace))
 
 
@@ -140,6 +161,26 @@ def raised(
         duration_ms=duration_ms,
         usage=usage,
     )
+
+
+def said(value: Any) -> tuple[Outcome, Any]:
+    """What a handler answered to a question: the outcome, and the output if it happened. Raises InvalidOutput."""
+    match value:
+        case Happened(output=output):
+            return Outcome.HAPPENED, output
+        case DidNotHappen():
+            return Outcome.DID_NOT_HAPPEN, None
+        case _:
+            raise InvalidOutput(f"output: is {type(value).__name__}; return Happened(output) or DidNotHappen()")
+
+
+def tells(answer: Kept) -> bool:
+    """Whether an answer that was kept says what became of its attempt. Not so a timeout, or that another command came between."""
+    value, is_failure, _ = answer
+    if not is_failure:
+        return True
+    kind = decode_object(value)["kind"]
+    return kind in REPORTED and kind not in ASKED_ABOUT
 
 
 def kept(out: Out, trace: bytes | None) -> Kept:

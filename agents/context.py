@@ -11,7 +11,7 @@ from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sagalog.schemas.commands import Command
+from sagalog.schemas.commands import Command, Question
 from sagalog.schemas.ids import Direction
 
 Log = logging.LoggerAdapter[logging.Logger]
@@ -58,8 +58,13 @@ class Context:
         return self._command.attempt
 
     @property
+    def about(self) -> int | None:
+        """Of a question whether an attempt happened: which one. `attempt` is then the number of the question."""
+        return self._command.about if isinstance(self._command, Question) else None
+
+    @property
     def direction(self) -> Direction:
-        """Whether the step is to be done or undone."""
+        """Whether the step is to be done or undone, or an attempt asked about."""
         return self._command.direction
 
     @property

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from sagalog.schemas.commands import Command
+from sagalog.schemas.commands import Command, Question
 from sagalog.schemas.ids import Direction
 
 from .context import Context
@@ -47,6 +47,11 @@ class Job:
     @property
     def is_execute(self) -> bool:
         return self.command.direction is Direction.EXECUTE
+
+    @property
+    def question(self) -> Question | None:
+        """The command, if it asks whether an attempt happened."""
+        return self.command if isinstance(self.command, Question) else None
 
     @property
     def lost(self) -> bool:

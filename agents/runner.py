@@ -4,7 +4,8 @@ Rules:
 - A job is answered once. Past its timeout it is answered at once, whether or not its handler ends; its slot is taken until
   the handler really ended, because a thread cannot be stopped.
 - Two commands of one idempotency key never run side by side: the newer stops the older and waits for its end. Otherwise a
-  compensation could overtake the execution that it undoes.
+  compensation could overtake the execution that it undoes. A question whether an attempt happened stops nothing: it waits until
+  that attempt has ended, because what is stopped half-way is what nobody can say anything about.
 - No timer per command: one sweep at the time that is due first looks at all that run. A command that ends in time costs
   a comparison.
 """
@@ -23,7 +24,8 @@ from pydantic import ValidationError
 
 from sagalog.infra.clock import Clock
 from sagalog.schemas.codec import check_json
-from sagalog.schemas.events import FailureKind
+from sagalog.schemas.commands import Question
+from sagalog.schemas.events import FailureKind, Outcome
 from sagalog.schemas.ids import Direction
 from sagalog.topics.log import Out
 
@@ -131,6 +133,13 @@ class Runner:
         deadline_ms = self._clock.now_ms() + command.timeout_ms
         if command.deadline_ms is not None and command.deadline_ms < deadline_ms:
             deadline_ms = command.deadline_ms
+        if job.question is not None and not self._agent.reconciles:
+            message = (
+                f"agent {self._agent.name!r} cannot say whether an attempt happened: give it a function with "
+                f"@{self._agent.name}.reconcile, or drop the step's reconcile"
+            )
+            self.refuse(job, FailureKind.TERMINAL, message)
+            return
         handler = self._agent.handler(command.direction)
         context = Context(command, deadline_ms, partial(self._progressed, job))
         job.started_ms = now_ms
@@ -171,7 +180,11 @@ class Runner:
                 value = await handler.function(**arguments)
             else:
                 value = await self._in_thread(job, handler, arguments)
-            output = answers.dump_output(handler.output, value)
+            outcome = None
+            if job.question is not None:
+                outcome, value = answers.said(value)
+            nothing = outcome is Outcome.DID_NOT_HAPPEN
+            output = None if nothing else answers.dump_output(handler.output, value)
         except asyncio.CancelledError as error:
             # Not the host's doing: something the handler awaited was cancelled.
             if not job.stopped:
@@ -180,7 +193,7 @@ class Runner:
             self._failed(job, error)
         else:
             duration_ms = self._clock.monotonic_ms() - job.started_ms
-            out = answers.completed(command, self._source, job.trace, output, duration_ms, _usage(job))
+            out = answers.completed(command, self._source, job.trace, output, duration_ms, _usage(job), outcome)
             self._answer(job, COMPLETED, out, duration_ms)
         finally:
             if job.thread is None or job.thread.done():
@@ -251,6 +264,9 @@ class Runner:
 
     def _queue_behind(self, before: Job, job: Job) -> None:
         last = before.successor or before
+        if job.question is not None and (before.question is None or last.question is None):
+            self._ask_behind(before, job, job.question)
+            return
         if last.command.direction is job.command.direction and last.command.attempt > job.command.attempt:
             self.refuse(job, FailureKind.CANCELLED, f"attempt {last.command.attempt} has been started since")
             return
@@ -261,6 +277,20 @@ class Runner:
         before.successor = job
         job.expires_ms = self._clock.monotonic_ms() + job.command.timeout_ms
         self._cancel(before)
+        self._sweep_by(job.expires_ms)
+
+    def _ask_behind(self, before: Job, job: Job, question: Question) -> None:
+        """A question comes while something else of its key runs, or waits."""
+        waiting = before.successor
+        if not before.is_execute or before.command.attempt > question.about or (waiting and not waiting.question):
+            # If the engine has not gone on since, it asks again.
+            ahead = waiting or before
+            self.refuse(job, FailureKind.RETRYABLE, f"{ahead.command.command_id} is at work")
+            return
+        if waiting is not None:
+            self.refuse(waiting, FailureKind.CANCELLED, f"superseded by {question.command_id}")
+        before.successor = job
+        job.expires_ms = self._clock.monotonic_ms() + job.command.timeout_ms
         self._sweep_by(job.expires_ms)
 
     def _cancel(self, job: Job) -> None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sagalog.infra.clock import SystemClock
-from sagalog.schemas.commands import Command, encode_command
+from sagalog.schemas.commands import Command, Question, encode_command
 from sagalog.schemas.events import Event, StepCompleted, StepFailed, parse_event
 from sagalog.schemas.ids import Direction, command_id, idempotency_key
 from sagalog.topics.log import (
@@ -52,10 +53,15 @@ def command(
     direction: Direction = Direction.EXECUTE,
     timeout_ms: int = 30_000,
     heartbeat_timeout_ms: int | None = None,
+    about: int = 1,
 ) -> Command:
-    """A command as the engine would send it; the step is called as the agent unless it is named."""
+    """A command as the engine would send it; the step is called as the agent unless it is named.
+
+    With the direction `reconcile` it is a question about the attempt `about`.
+    """
     step = step or agent
-    return Command(
+    kind = partial(Question, about=about) if direction is Direction.RECONCILE else Command
+    return kind(
         command_id=command_id(workflow_id, step, attempt, direction),
         workflow_id=workflow_id,
         definition="0000000000000000",

@@ -26,6 +26,7 @@ from sagalog.infra.queues import PriorityQueue
 from sagalog.schemas.commands import TYPE_HEARTBEAT, Heartbeat, encode_heartbeat, parse_command
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import FailureKind
+from sagalog.schemas.ids import Direction
 from sagalog.topics.log import Log, LogError, Message, Out, header
 from sagalog.topics.specs import Topics
 
@@ -240,12 +241,16 @@ class Worker:
         self._open[command.command_id] = job
         self._open_bytes += size
         before = self._remembered.get(command.command_id)
+        if before is None and job.question is not None:
+            # Its own answer of the attempt says it best; the engine may never have got it in time.
+            before = self._remembered.get(job.question.about_id)
+            before = before if before is not None and answers.tells(before) else None
         if before is not None:
             self._metrics.redelivered.inc()
             job.answered = True
             self._answered(job, answers.again(before, command, self._source))
             return None
-        if not job.is_execute:
+        if command.direction is Direction.COMPENSATE:
             self._undone.add(command.idempotency_key)
         return job
 

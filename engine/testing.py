@@ -26,7 +26,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from sagalog.agents import AgentHost, AnyAgent, Retryable, agent
+from sagalog.agents import AgentHost, AnyAgent, Context, DidNotHappen, Happened, Retryable, agent
 from sagalog.infra.simulation import Process, SimulatedClock, SimulatedRng, SimulationLoop
 from sagalog.schemas.definitions import Definition
 from sagalog.schemas.errors import SagalogError
@@ -56,6 +56,10 @@ WAIT_S_MAX: Final = 3_600.0
 """Simulated seconds of work, beside the time that is skipped, before a wait gives up."""
 JUMPS_MAX: Final = 10_000
 WHO: Final = "test"
+
+
+_LATE: Final = TimeoutError("hangs once its work is done")
+"""A fault, as None is: it is never raised."""
 
 
 class NothingMoves(SagalogError):
@@ -126,12 +130,23 @@ class SagaTest:
     # --- building
 
     def stub(self, name: str, answer: Any = None) -> None:
-        """An agent that answers with a value, or with what a function of its input gives. Before entering."""
+        """An agent that answers with a value, or with what a function of its input gives. Before entering.
+
+        Asked whether an attempt happened (`reconcile`), it tells the truth.
+        """
+        did: dict[str, Any] = {}
 
         @agent(name)
-        async def stubbed(value: Any) -> Any:
+        async def stubbed(value: Any, ctx: Context) -> Any:
             found = answer(value) if callable(answer) else answer
-            return await found if inspect.isawaitable(found) else found
+            output = await found if inspect.isawaitable(found) else found
+            if ctx.direction is Direction.EXECUTE:
+                did[ctx.idempotency_key] = output
+            return output
+
+        @stubbed.reconcile
+        async def remembered(ctx: Context) -> Any:
+            return Happened(did[ctx.idempotency_key]) if ctx.idempotency_key in did else DidNotHappen()
 
         self._agents[name] = stubbed
 
@@ -186,7 +201,11 @@ class SagaTest:
             faults = self._faults.get((name, direction))
             if faults:
                 fault = faults.popleft()
-                if fault is None:
+                if fault is _LATE:
+                    found = function(**arguments)
+                    if inspect.isawaitable(found):
+                        await found
+                if fault is None or fault is _LATE:
                     await asyncio.get_running_loop().create_future()
                 else:
                     raise fault
@@ -263,18 +282,30 @@ class SagaTest:
 
     # --- faults
 
-    def fail(self, name: str, error: BaseException | None = None, *, times: int = 1, undo: bool = False) -> None:
-        """The next calls of an agent (or of its compensation) raise: `Retryable` unless another error is given."""
-        self._fault(name, undo, [error or Retryable(f"{name} fails") for _ in range(times)])
+    def fail(
+        self,
+        name: str,
+        error: BaseException | None = None,
+        *,
+        times: int = 1,
+        undo: bool = False,
+        question: bool = False,
+    ) -> None:
+        """The next calls of an agent raise: `Retryable` unless another error is given.
 
-    def hang(self, name: str, *, times: int = 1, undo: bool = False) -> None:
-        """The next calls of an agent never answer: they run into their timeout."""
-        self._fault(name, undo, [None] * times)
+        `undo`: of its compensation. `question`: of its answers to whether an attempt happened.
+        """
+        self._fault(name, _direction(undo, question), [error or Retryable(f"{name} fails") for _ in range(times)])
 
-    def _fault(self, name: str, undo: bool, faults: Sequence[BaseException | None]) -> None:
+    def hang(
+        self, name: str, *, times: int = 1, undo: bool = False, question: bool = False, late: bool = False
+    ) -> None:  # fmt: skip
+        """The next calls of an agent never answer: they run into their timeout. `late`: after they have done their work."""
+        self._fault(name, _direction(undo, question), [_LATE if late else None] * times)
+
+    def _fault(self, name: str, direction: Direction, faults: Sequence[BaseException | None]) -> None:
         if name not in self._agents:
             raise SagalogError(f"there is no agent {name!r}; there are {', '.join(sorted(self._agents))}")
-        direction = Direction.COMPENSATE if undo else Direction.EXECUTE
         self._faults.setdefault((name, direction), deque()).extend(faults)
 
     def crash_engine(self) -> None:
@@ -426,3 +457,9 @@ class SagaTest:
 
     def _offsets(self) -> tuple[int, ...]:
         return tuple(machine.offset for machine in self._machines())
+
+
+def _direction(undo: bool, question: bool) -> Direction:
+    if question:
+        return Direction.RECONCILE
+    return Direction.COMPENSATE if undo else Direction.EXECUTE

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from .codec import decode_object
 from .errors import InvalidRecord
-from .ids import Direction
+from .ids import Direction, command_id
 from .limits import PRIORITY_DEFAULT
 
 TYPE_EXECUTE: Final = "sagalog.execute.v1"
 TYPE_COMPENSATE: Final = "sagalog.compensate.v1"
+TYPE_RECONCILE: Final = "sagalog.reconcile.v1"
 TYPE_HEARTBEAT: Final = "sagalog.heartbeat.v1"
-TYPE_OF_DIRECTION: Final = {Direction.EXECUTE: TYPE_EXECUTE, Direction.COMPENSATE: TYPE_COMPENSATE}
+TYPE_OF_DIRECTION: Final = {
+    Direction.EXECUTE: TYPE_EXECUTE,
+    Direction.COMPENSATE: TYPE_COMPENSATE,
+    Direction.RECONCILE: TYPE_RECONCILE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,19 @@ class Command:
     """The workflow's, as it was when the command was sent: 0 to 9, the higher first."""
 
 
+@dataclass(slots=True, kw_only=True)
+class Question(Command):
+    """Asks whether an attempt happened. Its `attempt` is the number of the question, its `input` what the attempt got."""
+
+    about: Annotated[int, Field(ge=1)]
+    """The attempt at executing that it asks about."""
+
+    @property
+    def about_id(self) -> str:
+        """The id of that attempt's command."""
+        return command_id(self.workflow_id, self.step, self.about, Direction.EXECUTE)
+
+
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
     """Sent when a long attempt starts, and while it runs. Keyed by the command's id."""
@@ -69,6 +87,7 @@ class Heartbeat:
 T = TypeVar("T")
 
 _COMMAND: Final = TypeAdapter(Command)
+_QUESTION: Final = TypeAdapter(Question)
 _HEARTBEAT: Final = TypeAdapter(Heartbeat)
 
 _REQUIRED: Final = itemgetter(
@@ -106,6 +125,8 @@ def encode_command(command: Command) -> bytes:
         document["withheld"] = command.withheld
     if command.priority != PRIORITY_DEFAULT:
         document["priority"] = command.priority
+    if isinstance(command, Question):
+        document["about"] = command.about
     return orjson.dumps(document)
 
 
@@ -116,6 +137,8 @@ def encode_heartbeat(heartbeat: Heartbeat) -> bytes:
 def parse_command(value: bytes | None) -> Command:
     """The command in a record's value. Raises InvalidRecord with the field."""
     document = decode_object(value)
+    if document.get("direction") == Direction.RECONCILE:
+        return _validated(_QUESTION, document)
     return _plain(document) or _validated(_COMMAND, document)
 
 

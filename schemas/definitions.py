@@ -176,6 +176,15 @@ class Compensation(_Model):
     when_failed: WhenFailed = WhenFailed.STOP
 
 
+class Reconcile(_Model):
+    """An attempt that timed out, was lost or took its host with it may have happened: its agent is asked, before all else."""
+
+    timeout_ms: TimeoutMs = Field(default=30_000, description="From the agent's start to its answer, per question.")
+    retry: Retry = Field(
+        default=Retry(attempts=5), description="Of the question. When it is used up, the outcome stays unknown."
+    )
+
+
 class Sleep(_Model):
     """Instead of an agent: the step ends after so long, or at a time (epoch milliseconds, or text as RFC 3339 has it)."""
 
@@ -283,6 +292,9 @@ class Step(_Model):
     when_failed: WhenFailed = Field(default=WhenFailed.STOP, description="Of a critical step.")
     default: Any = Field(default=None, description="The neutral output of an optional step that failed.")
     compensate: Compensation | None = None
+    reconcile: Reconcile | None = Field(
+        default=None, description="Ask the agent whether an attempt with an unknown outcome happened."
+    )
     service: Name | None = Field(default=None, description="The external service whose circuit guards this step.")
     when_open: WhenOpen = WhenOpen.PARK
     fallback: Fallback | None = None
@@ -580,7 +592,7 @@ def _check_kind(step: Step, where: str, reachable: set[str]) -> None:
             )
     elif step.agent is None:
         for name in ("map", "repeat", "retry", "timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms", "service", "fallback",
-            "fallbacks", "budget", "reserve",
+            "fallbacks", "budget", "reserve", "reconcile",
         ):  # fmt: skip
             if getattr(step, name) != Step.model_fields[name].default:
                 raise _Refused(f"{where}.{name}", f"is of agents' attempts, and this step has {named[0]}; drop it")

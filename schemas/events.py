@@ -60,6 +60,8 @@ UNKNOWN_OUTCOME: Final = frozenset(
     {FailureKind.TIMEOUT, FailureKind.LOST, FailureKind.UNKNOWN, FailureKind.INVALID_OUTPUT}
 )
 """After these the agent may have done it (with an invalid output it surely ran): a compensation must assume that it did."""
+ASKED_ABOUT: Final = UNKNOWN_OUTCOME - {FailureKind.INVALID_OUTPUT}
+"""After these the agent of a step with `reconcile` is asked whether the attempt happened."""
 
 SERVICE_FAULTS: Final = frozenset({FailureKind.RETRYABLE, FailureKind.TIMEOUT, FailureKind.LOST})
 """What counts against the service's circuit: a business refusal or a bad input is the service doing its work."""
@@ -69,11 +71,21 @@ Int = Annotated[int, Field(strict=True)]
 """3 is one; "3", 3.0 and true are not."""
 
 
+class Outcome(StrEnum):
+    """The answer to the question whether an attempt happened."""
+
+    HAPPENED = "happened"
+    DID_NOT_HAPPEN = "did_not_happen"
+    """And will not: whoever answers this sees to it that the attempt cannot take effect later."""
+
+
 class Timer(StrEnum):
     """Which of a workflow's deadlines fired."""
 
     RETRY = "retry"
     UNDO_RETRY = "undo_retry"
+    QUESTION = "question"
+    """Of a question whether an attempt happened: it is asked again."""
     WAKE = "wake"
     """Of a step that sleeps, or waits for a signal or a person: it is time, or it took too long."""
     DEADLINE = "deadline"
@@ -131,7 +143,7 @@ class WorkflowStarted:
 
 @dataclass(slots=True)  # not frozen: one is made per step, and freezing triples what that costs
 class StepCompleted:
-    """An attempt's result. For the direction `compensate`, the step is undone."""
+    """An attempt's result. For the direction `compensate`, the step is undone; for `reconcile`, a question is answered."""
 
     step: str
     attempt: Int
@@ -143,6 +155,8 @@ class StepCompleted:
     tokens: Int | None = None
     cost: Int | None = None
     """What the attempt used, in the units of the definition's budget."""
+    outcome: Outcome | None = None
+    """For the direction `reconcile`: what became of the attempt asked about. If it happened, `output` is what it gave."""
 
 
 @dataclass(slots=True)  # not frozen: see StepCompleted
@@ -444,6 +458,7 @@ def _completed(document: dict[str, Any]) -> StepCompleted | None:
         and (duration_ms is None or type(duration_ms) is int)
         and (tokens is None or type(tokens) is int)
         and (cost is None or type(cost) is int)
+        and get("outcome") is None
     ):
         return StepCompleted(step, attempt, asked, token, get("output"), agent, duration_ms, tokens, cost)
     return None

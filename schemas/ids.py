@@ -21,6 +21,8 @@ class Direction(StrEnum):
 
     EXECUTE = "execute"
     COMPENSATE = "compensate"
+    RECONCILE = "reconcile"
+    """To say whether an attempt whose outcome nobody knows happened. Its commands count the questions, not the attempts."""
 
 
 def check_name(name: str, field: str) -> str:

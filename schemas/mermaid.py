@@ -17,6 +17,7 @@ _COLOURS: Final = {
     StepStatus.WAITING: "#eeeeee",
     StepStatus.RUNNING: "#9ecbff",
     StepStatus.BACKING_OFF: "#ffd8a8",
+    StepStatus.RECONCILING: "#a5d8ff",
     StepStatus.AWAITING: "#d0bfff",
     StepStatus.HELD: "#ffa8a8",
     StepStatus.DONE: "#b2f2bb",

@@ -45,6 +45,26 @@ class FailureRecord(TypedDict):
     details: NotRequired[Any]
     landed: NotRequired[bool]
     """Its result came after all."""
+    outcome: NotRequired[str]
+    """Of an attempt that was asked about: `happened` or `did_not_happen`, once somebody knows."""
+
+
+class QuestionRecord(TypedDict):
+    """What is being asked about a step's newest attempt, whose outcome nobody knows. Its failure is the step's newest."""
+
+    since_ms: int
+    out: NotRequired[bool]
+    """It is with the agent; else it waits for its time, or for the workflow to be resumed."""
+    retry_after_ms: NotRequired[int]
+    """What the attempt's failure asked for."""
+    tokens: NotRequired[int]
+    cost: NotRequired[int]
+    """What the attempt was charged with; a late answer of its own says better."""
+    asked_before: NotRequired[int]
+    """Questions about the attempts before."""
+    failed_attempts: NotRequired[int]
+    failures: NotRequired[list[FailureRecord]]
+    """Of the questions, the newest 20."""
 
 
 class UndoRecord(TypedDict):
@@ -112,6 +132,10 @@ class StepRecord(TypedDict):
     failures: NotRequired[list[FailureRecord]]
     """The newest 20."""
     undo: NotRequired[UndoRecord]
+    questions: NotRequired[int]
+    """How many questions went out, about all its attempts."""
+    question: NotRequired[QuestionRecord]
+    """While it is `reconciling`."""
     items: NotRequired[list[StepRecord]]
     """Of a step that maps, once it has begun: one for each item, in the order of the list; `name` is `step[0]` and so on."""
     repeats: NotRequired[bool]

@@ -48,6 +48,8 @@ class StepStatus(StrEnum):
     WAITING = "waiting"
     RUNNING = "running"
     BACKING_OFF = "backing_off"
+    RECONCILING = "reconciling"
+    """Nobody knows whether an attempt happened: its agent is being asked."""
     AWAITING = "awaiting"
     """No agent is at work: the step waits for a time, a signal or a person."""
     HELD = "held"

@@ -29,6 +29,7 @@ STATUS_STYLE = {
     "compensating": "cyan",
     "waiting": "cyan",
     "backing_off": "cyan",
+    "reconciling": "cyan",
 }
 
 

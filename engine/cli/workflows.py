@@ -294,6 +294,10 @@ def why(found: dict[str, Any]) -> list[str]:
                 reasons.append(f"{step['step']} waits for its next attempt at {step['retry_at']}")
             elif step["status"] == "running":
                 reasons.append(f"{step['step']} waits for agent {step['agent']}, attempt {step['attempt']}")
+            elif step["status"] == "reconciling":
+                again = f" again at {step['retry_at']}" if step["retry_at"] is not None else ""
+                unsaid = f"whether attempt {step['attempt']} happened is not known"
+                reasons.append(f"{step['step']}: {unsaid}, agent {step['agent']} is asked{again}")
             elif step["status"] == "awaiting":
                 reasons.append(f"{step['step']} waits, at most until {step['until_at']}")
         for signal in workflow["signals"] or ():

@@ -16,6 +16,7 @@ from sagalog.schemas.events import (
     AttemptRefused,
     ChildEnded,
     FailureKind,
+    Outcome,
     StepCompleted,
     StepFailed,
 )
@@ -32,7 +33,7 @@ from sagalog.schemas.limits import (
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import budgets, children, late
+from . import budgets, children, late, reconcile
 from .closing import dead_letter, note_failure, review
 from .effects import Answered, Called, Effect, Ignored, Reason
 from .fallbacks import fall_back
@@ -66,11 +67,31 @@ def completed(state: WorkflowState, plan: Plan, event: StepCompleted, size: int,
         _called(state, spec, undo_agent(step, spec), True, False, event.duration_ms, effects)
         end_undo(state, plan, step, UndoStatus.DONE, "completed", effects)
         return
+    if event.direction is Direction.RECONCILE:
+        _said(state, plan, step, event, size, effects)
+        return
+    overtaken = reconcile.overtaken(state, spec, step, Outcome.HAPPENED, effects)
     problem = _output_problem(state, spec, step, event.output, size)
     budgets.settle(state, spec, step, event.tokens, event.cost, unknown=False)
-    _called(state, spec, spec.agent_of(step), problem is None, False, event.duration_ms, effects)
+    if not overtaken:
+        _called(state, spec, spec.agent_of(step), problem is None, False, event.duration_ms, effects)
+    _deliver(state, plan, step, event, size, problem, effects)
+
+
+def _deliver(
+    state: WorkflowState,
+    plan: Plan,
+    step: StepState,
+    event: StepCompleted,
+    size: int,
+    problem: str | None,
+    effects: list[Effect],
+) -> None:
+    """The step's output has come. `problem` is what is wrong with it."""
     if problem is not None:
-        _step_failed(state, plan, step, _failure(state, FailureKind.INVALID_OUTPUT, problem, event), None, effects)
+        failure = _failure(state, FailureKind.INVALID_OUTPUT, problem, event)
+        failure["attempt"] = step.attempt
+        _step_failed(state, plan, step, failure, None, effects)
         return
     step.output = event.output
     state.bytes += size
@@ -125,10 +146,18 @@ def failed(state: WorkflowState, plan: Plan, event: StepFailed, effects: list[Ef
         failure["error_type"] = event.error_type[:ERROR_TYPE_CHARS_MAX]
     if event.details is not None:
         failure["details"] = _bounded_details(event.details)
+    spec = plan.steps[step.index]
+    charged, overtaken = (0, 0), False
     if event.direction is Direction.EXECUTE:
+        outcome = Outcome.HAPPENED if kind is FailureKind.INVALID_OUTPUT else Outcome.DID_NOT_HAPPEN
+        overtaken = reconcile.overtaken(state, spec, step, outcome, effects)
         unknown = kind in UNKNOWN_OUTCOME
-        budgets.settle(state, plan.steps[step.index], step, event.tokens, event.cost, unknown=unknown)
-    _fail(state, plan, step, event.direction, failure, event.retry_after_ms, event.duration_ms, effects)
+        charged = budgets.settle(state, spec, step, event.tokens, event.cost, unknown=unknown)
+    if overtaken:
+        # When it was given up for lost, it was counted for the circuit already.
+        _step_failed(state, plan, step, failure, event.retry_after_ms, effects)
+    else:
+        _fail(state, plan, step, event.direction, failure, event.retry_after_ms, event.duration_ms, effects, charged)
 
 
 def lost(state: WorkflowState, plan: Plan, event: AttemptLost, effects: list[Effect]) -> None:
@@ -137,11 +166,14 @@ def lost(state: WorkflowState, plan: Plan, event: AttemptLost, effects: list[Eff
     if step is not None:
         failure = _failure(state, event.kind, event.message, event)
         if event.kind is FailureKind.LOST:
+            charged = (0, 0)
             if event.direction is Direction.EXECUTE:
-                budgets.settle(state, plan.steps[step.index], step, None, None, unknown=True)
-            _fail(state, plan, step, event.direction, failure, None, None, effects)
+                charged = budgets.settle(state, plan.steps[step.index], step, None, None, unknown=True)
+            _fail(state, plan, step, event.direction, failure, None, None, effects, charged)
         elif event.direction is Direction.COMPENSATE:
             _undo_failed(state, plan, step, failure, None, effects)
+        elif event.direction is Direction.RECONCILE:
+            _question_failed(state, plan, step, failure, None, effects)
         else:
             # It could not even be sent: nobody was called, so nothing is counted for or against the service.
             _step_failed(state, plan, step, failure, None, effects)
@@ -155,16 +187,54 @@ def refused(state: WorkflowState, plan: Plan, event: AttemptRefused, effects: li
     spec = plan.steps[step.index]
     message = f"the circuit of service {event.service!r} is open"
     failure = _failure(state, FailureKind.CIRCUIT_OPEN, message, event)
+    if event.maybe_sent and spec.reconcile is not None:
+        reconcile.begin(state, plan, step, failure, None, (0, 0), effects)
+        return
     note_failure(state, step.failures, failure)
     step.failed_attempts += 1
     if event.maybe_sent:
         _suspect(step, spec)
-    if state.status is WorkflowStatus.COMPENSATING:
-        drop_step(state, plan, step, effects)
-    elif spec.when_open is WhenOpen.FALL_BACK:
-        fall_back(state, plan, step, failure, effects)
+    _go_on(state, plan, step, failure, None, effects)
+
+
+# --- answers to the question whether an attempt happened
+
+
+def _said(
+    state: WorkflowState, plan: Plan, step: StepState, event: StepCompleted, size: int, effects: list[Effect]
+) -> None:  # fmt: skip
+    """The agent says what became of the attempt."""
+    spec = plan.steps[step.index]
+    outcome = event.outcome
+    _called(state, spec, spec.agent_of(step), outcome is not None, False, event.duration_ms, effects)
+    if outcome is None:
+        message = f"outcome: is missing; answer a question with one of {', '.join(Outcome)}"
+        failure = _failure(state, FailureKind.INVALID_OUTPUT, message, event)
+        _question_failed(state, plan, step, failure, None, effects)
+        return
+    retry_after_ms = reconcile.answered(state, step, outcome)
+    if outcome is Outcome.HAPPENED:
+        problem = _output_problem(state, spec, step, event.output, size)
+        _deliver(state, plan, step, event, size, problem, effects)
     else:
-        give_up(state, plan, step, failure, effects)
+        _go_on(state, plan, step, step.failures[-1], retry_after_ms, effects)
+
+
+def _question_failed(
+    state: WorkflowState,
+    plan: Plan,
+    step: StepState,
+    failure: FailureRecord,
+    retry_after_ms: int | None,
+    effects: list[Effect],
+) -> None:
+    """It is asked again, or else the outcome stays unknown."""
+    spec = plan.steps[step.index]
+    if reconcile.ask_again(state, spec, step, failure, retry_after_ms):
+        return
+    retry_after_ms = reconcile.unanswered(state, spec, step, effects)
+    _suspect(step, spec)
+    _go_on(state, plan, step, step.failures[-1], retry_after_ms, effects)
 
 
 # --- which attempt an event speaks of
@@ -183,9 +253,14 @@ def _awaited(
         return None
     command = ids.command_id(state.workflow_id, event.step, event.attempt, direction, state.run)
     if direction is Direction.EXECUTE:
-        running, attempt = step.status is StepStatus.RUNNING, step.attempt
+        asked_about = (
+            step.status is StepStatus.RECONCILING and not isinstance(event, ChildEnded) and reconcile.tells(event)
+        )
+        running, attempt = step.status is StepStatus.RUNNING or asked_about, step.attempt
         if token and token == step.token and event.attempt == attempt:
             token = None  # as it was given out: it need not be derived again
+    elif direction is Direction.RECONCILE:
+        running, attempt = step.question is not None and step.question.out, step.questions
     else:
         running = step.undo is not None and step.undo.status is UndoStatus.RUNNING
         attempt = step.undo.attempt if step.undo is not None else 0
@@ -215,6 +290,7 @@ def _fail(
     retry_after_ms: int | None,
     duration_ms: int | None,
     effects: list[Effect],
+    charged: tuple[int, int] = (0, 0),
 ) -> None:
     spec = plan.steps[step.index]
     kind = FailureKind(failure["kind"])
@@ -223,6 +299,10 @@ def _fail(
     _called(state, spec, agent, kind is FailureKind.REVIEW_NEEDED, kind in SERVICE_FAULTS, duration_ms, effects)
     if direction is Direction.COMPENSATE:
         _undo_failed(state, plan, step, failure, retry_after_ms, effects)
+    elif direction is Direction.RECONCILE:
+        _question_failed(state, plan, step, failure, retry_after_ms, effects)
+    elif reconcile.asks(spec, kind):
+        reconcile.begin(state, plan, step, failure, retry_after_ms, charged, effects)
     else:
         _step_failed(state, plan, step, failure, retry_after_ms, effects)
 
@@ -241,8 +321,25 @@ def _step_failed(
     step.failed_attempts += 1
     if kind in UNKNOWN_OUTCOME:
         _suspect(step, spec)
+    _go_on(state, plan, step, failure, retry_after_ms, effects)
+
+
+def _go_on(
+    state: WorkflowState,
+    plan: Plan,
+    step: StepState,
+    failure: FailureRecord,
+    retry_after_ms: int | None,
+    effects: list[Effect],
+) -> None:
+    """What follows from a failure that is noted: the next attempt, a fallback, or none of them."""
+    spec = plan.steps[step.index]
+    kind = FailureKind(failure["kind"])
     if state.status is WorkflowStatus.COMPENSATING:
         drop_step(state, plan, step, effects)
+        return
+    if kind is FailureKind.CIRCUIT_OPEN and spec.when_open is not WhenOpen.FALL_BACK:
+        give_up(state, plan, step, failure, effects)
         return
     retried = kind in RETRIED and failure.get("error_type") not in spec.retry.terminal
     if kind is FailureKind.INVALID_OUTPUT and children.by_child(spec, step):

@@ -68,14 +68,16 @@ def reserve(spec: PlanStep, step: StepState) -> Usage:
 
 def settle(
     state: WorkflowState, spec: PlanStep, step: StepState, tokens: int | None, cost: int | None, *, unknown: bool
-) -> None:
-    """An attempt at executing is over."""
+) -> tuple[int, int]:
+    """An attempt at executing is over. Returns the tokens and the cost that it counts for."""
     held_back = reserve(spec, step)
     if step.sent_ms:
         step.spent_ms += max(0, state.now_ms - step.sent_ms)
         step.sent_ms = 0
-    step.tokens += _bounded(tokens, held_back.tokens if unknown else 0)
-    step.cost += _bounded(cost, held_back.cost if unknown else 0)
+    charged = _bounded(tokens, held_back.tokens if unknown else 0), _bounded(cost, held_back.cost if unknown else 0)
+    step.tokens += charged[0]
+    step.cost += charged[1]
+    return charged
 
 
 def used(steps: Iterable[StepState]) -> UsageRecord:

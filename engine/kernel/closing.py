@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sagalog.schemas import ids
 from sagalog.schemas.codec import encode
-from sagalog.schemas.events import FailureKind
+from sagalog.schemas.events import FailureKind, Outcome
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import (
     FAILURES_KEPT_MAX,
@@ -74,6 +74,20 @@ def note_failure(state: WorkflowState, kept: list[FailureRecord], failure: Failu
         state.bytes -= _failure_bytes(kept.pop(0))
 
 
+def forget_failures(state: WorkflowState, kept: list[FailureRecord]) -> None:
+    """Of something that is over and leaves no trace in the state."""
+    state.bytes -= sum(_failure_bytes(failure) for failure in kept)
+
+
+def mark_outcome(state: WorkflowState, kept: list[FailureRecord], outcome: Outcome) -> None:
+    """Somebody knows now what became of the attempt that failed last."""
+    before = _failure_bytes(kept[-1])
+    # A copy: an effect may hold the failure as it was.
+    kept[-1] = kept[-1].copy()
+    kept[-1]["outcome"] = outcome
+    state.bytes += _failure_bytes(kept[-1]) - before
+
+
 def _failure_bytes(failure: FailureRecord) -> int:
     # As the checkpoint will have it: one character of a text may be six bytes of JSON.
     return len(encode(failure))
@@ -84,9 +98,12 @@ def dead_letter(
 ) -> None:
     """The command failed for good: it goes to the dead letters with every attempt that the state has kept."""
     undo = step.undo if direction is Direction.COMPENSATE else None
+    question = step.question if direction is Direction.RECONCILE else None
+    attempt = step.questions if question else undo.attempt if undo else step.attempt
+    failed = question or undo or step
     name = spec.name_of(step)
     record: DeadLetterRecord = {
-        "id": ids.command_id(state.workflow_id, name, undo.attempt if undo else step.attempt, direction, state.run),
+        "id": ids.command_id(state.workflow_id, name, attempt, direction, state.run),
         "workflow_id": state.workflow_id,
         "definition": state.definition,
         "name": state.name,
@@ -96,8 +113,8 @@ def dead_letter(
         "at_ms": state.now_ms,
         "at_offset": state.at_offset,
         "input": spec.resolve_undo_input(state, step.item) if undo else spec.input_of(state, step),
-        "failures": list(undo.failures if undo else step.failures),
-        "failed_attempts": undo.failed_attempts if undo else step.failed_attempts,
+        "failures": list(failed.failures),
+        "failed_attempts": failed.failed_attempts,
     }
     effects.append(DeadLettered(record))
 
@@ -157,7 +174,10 @@ def given_up(step: StepState) -> list[int]:
     return [
         failure["attempt"]
         for failure in step.failures
-        if failure["kind"] in NOBODY_KNOWS and "attempt" in failure and not failure.get("landed", False)
+        if failure["kind"] in NOBODY_KNOWS
+        and "attempt" in failure
+        and "landed" not in failure
+        and "outcome" not in failure
     ]
 
 

@@ -11,7 +11,7 @@ from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, PRIORITY_MAX, TEXT
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import children, items
+from . import children, items, reconcile
 from .closing import close_stop, finish, move_workflow, review
 from .effects import Answered, Dispatch, Effect, Emit, Ignored, Prioritized, Reason
 from .plan import Plan
@@ -130,6 +130,8 @@ def _send_again(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None
     for step in state.leaves():
         if step.status is StepStatus.RUNNING:
             _again(attempt(state, plan, step), effects)
+        if step.question is not None and step.question.out:
+            _again(reconcile.question_dispatch(state, plan, step), effects)
         if step.undo is not None and step.undo.status is UndoStatus.RUNNING:
             _again(undo_attempt(state, plan, step), effects)
 
@@ -146,6 +148,7 @@ def _go_on(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
     for step in list(state.leaves()):
         if step.status is StepStatus.BACKING_OFF and step.retry_at_ms == NEVER:
             dispatch(state, plan, step, effects)
+        reconcile.ask_held(state, plan, step, effects)
         undo = step.undo
         if undo is not None and undo.status is UndoStatus.BACKING_OFF and undo.retry_at_ms == NEVER:
             dispatch_undo(state, plan, step, effects)
@@ -168,6 +171,9 @@ def _terminate(state: WorkflowState, plan: Plan | None, event: ActionRequested, 
             name = plan.steps[step.index].name_of(step)
             if step.status is StepStatus.RUNNING:
                 out = ids.command_id(state.workflow_id, name, step.attempt, Direction.EXECUTE, state.run)
+                effects.append(Answered(out))
+            if step.question is not None and step.question.out:
+                out = ids.command_id(state.workflow_id, name, step.questions, Direction.RECONCILE, state.run)
                 effects.append(Answered(out))
             if step.undo is not None and step.undo.status is UndoStatus.RUNNING:
                 out = ids.command_id(state.workflow_id, name, step.undo.attempt, Direction.COMPENSATE, state.run)

@@ -22,8 +22,9 @@ from .effects import Effect
 from .plan import Plan, PlanStep
 from .state import StepState, WorkflowState
 
-_OPEN = (StepStatus.WAITING, StepStatus.RUNNING, StepStatus.BACKING_OFF)
-_AT_WORK = (StepStatus.RUNNING, StepStatus.BACKING_OFF)
+_OUT = (StepStatus.RUNNING, StepStatus.RECONCILING)
+_AT_WORK = (*_OUT, StepStatus.BACKING_OFF)
+_OPEN = (StepStatus.WAITING, *_AT_WORK)
 
 
 class CannotMap(Exception):
@@ -140,7 +141,7 @@ def stop(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect
 
 
 def _settle(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
-    if step.status is StepStatus.RUNNING and not any(item.status is StepStatus.RUNNING for item in step.items):
+    if step.status is StepStatus.RUNNING and not any(item.status in _OUT for item in step.items):
         progress.cancel_step(state, plan, step, effects)
 
 

@@ -27,6 +27,8 @@ def landed(state: WorkflowState, plan: Plan, step: StepState, event: StepComplet
     """Whether the event is a late result of a workflow that is being undone; a step that is undone is undone once more."""
     if state.status is not WorkflowStatus.COMPENSATING or event.attempt not in given_up(step):
         return False
+    if step.question is not None and event.attempt == step.attempt:
+        return False  # it answers what is being asked about it
     spec = plan.steps[step.index]
     if event.token != ids.token(state.seed, _command(state, spec.name_of(step), event)):
         return False

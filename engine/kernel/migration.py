@@ -27,8 +27,8 @@ from .state import NEVER, StepState, WorkflowState, undo_agents
 
 _KINDS: Final = ("agent", "sleep", "wait_for", "task", "workflow")
 """Fields of a step of which exactly one is set."""
-_AT_WORK: Final = (StepStatus.RUNNING, StepStatus.BACKING_OFF)
-_MAY_BE_DONE: Final = (StepStatus.RUNNING, StepStatus.DONE)
+_AT_WORK: Final = (StepStatus.RUNNING, StepStatus.BACKING_OFF, StepStatus.RECONCILING)
+_MAY_BE_DONE: Final = (StepStatus.RUNNING, StepStatus.RECONCILING, StepStatus.DONE)
 
 
 def migrate(
@@ -157,6 +157,9 @@ def _of_work(was: PlanStep, spec: PlanStep, step: StepState, where: str) -> Iter
         case WaitFor(signal=before), WaitFor(signal=after) if step.status is StepStatus.AWAITING and before != after:
             yield f"{where}.wait_for.signal: it waits for {before!r} already; keep that name"
     for one in step.items or (step,):
+        if one.question is not None and spec.reconcile is None:
+            yield f"{where}.reconcile: its agent is being asked whether an attempt happened; keep it"
+            return
         if one.status in _AT_WORK and one.agent is not None and _turn_of(spec, one) is None:
             yield f"{where}.fallbacks: {one.agent!r} stands in for its agent already; keep it among them"
             return

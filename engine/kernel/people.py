@@ -183,6 +183,8 @@ def _decided(state: WorkflowState, plan: Plan, event: StepDecided, size: int, ef
     spec = plan.steps[step.index]
     if event.direction is Direction.COMPENSATE:
         reason = _decide_undo(state, plan, step, spec, event, effects)
+    elif event.direction is Direction.RECONCILE:
+        reason = Reason.NOT_POSSIBLE  # only the agent that was asked can say
     elif isinstance(spec.awaits, Task) and step.status is StepStatus.AWAITING:
         reason = _decide_task(state, plan, step, spec, event, size, effects)
     elif step.status is StepStatus.HELD and state.status is WorkflowStatus.RUNNING:

@@ -21,6 +21,7 @@ from sagalog.schemas.definitions import (
     FromItem,
     FromStep,
     Map,
+    Reconcile,
     Repeat,
     Retry,
     SchemaValidator,
@@ -82,6 +83,7 @@ class PlanStep:
     default: Any
     compensate: Compensation | None
     resolve_undo_input: Resolve
+    reconcile: Reconcile | None
     service: str | None
     when_open: WhenOpen
     fallbacks: tuple[Fallback, ...]
@@ -111,6 +113,10 @@ class PlanStep:
     @property
     def undo_patience_ms(self) -> int:
         return self.start_timeout_ms + (self.compensate.timeout_ms if self.compensate else self.timeout_ms)
+
+    @property
+    def question_patience_ms(self) -> int:
+        return self.start_timeout_ms + (self.reconcile.timeout_ms if self.reconcile else self.timeout_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +206,7 @@ def compile_plan(definition: Definition) -> Plan:
             default=step.default,
             compensate=step.compensate if step.compensate is not None else _undone_by_child(step),
             resolve_undo_input=_compile_undo(step, place, index),
+            reconcile=step.reconcile,
             service=step.service,
             when_open=step.when_open,
             fallbacks=fallbacks_of(step),

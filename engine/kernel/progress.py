@@ -23,7 +23,7 @@ from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import budgets, children, fallbacks, items, waits
+from . import budgets, children, fallbacks, items, reconcile, waits
 from .closing import (
     close_review,
     close_step,
@@ -50,6 +50,7 @@ from .state import (
 
 ENDED_WELL = (StepStatus.DONE, StepStatus.DEGRADED, StepStatus.SKIPPED)
 _BEING_UNDONE = (UndoStatus.RUNNING, UndoStatus.BACKING_OFF)
+_OUT = (StepStatus.RUNNING, StepStatus.RECONCILING)
 _STOPPABLE = (StepStatus.WAITING, StepStatus.BACKING_OFF, StepStatus.AWAITING, StepStatus.HELD)
 
 
@@ -245,6 +246,8 @@ def stop(state: WorkflowState, plan: Plan, trigger: Trigger, cause: FailureRecor
         elif step.status in _STOPPABLE:
             cancel_step(state, plan, step, effects)
     children.cancel_running(state, plan, effects)
+    for step in state.leaves():
+        reconcile.ask_held(state, plan, step, effects)  # a pause may have; what is to be undone depends on the answer
     undo_next(state, plan, effects)
 
 
@@ -286,7 +289,7 @@ def _close_review(state: WorkflowState, step: StepState, spec: PlanStep, why: st
 
 def undo_next(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
     """Once nothing is out any more: undoes what can be undone next, or ends the workflow when all is undone."""
-    if state.paused is not None or any(step.status is StepStatus.RUNNING for step in state.steps):
+    if state.paused is not None or any(step.status in _OUT for step in state.steps):
         return
     held = at_work = False
     pending: list[StepState] = []

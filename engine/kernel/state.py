@@ -22,6 +22,7 @@ from sagalog.schemas.records import (
     NextRecord,
     ParentRecord,
     PausedRecord,
+    QuestionRecord,
     ReportRecord,
     SignalRecord,
     StepRecord,
@@ -124,6 +125,15 @@ STEP_MOVES: Final[frozenset[tuple[StepStatus, StepStatus]]] = frozenset(
         (_S.WAITING, _S.DEGRADED),
         (_S.WAITING, _S.FAILED),
         (_S.WAITING, _S.HELD),
+        # nobody knows whether an attempt happened: its agent is asked, and what follows depends on the answer
+        (_S.RUNNING, _S.RECONCILING),
+        (_S.RECONCILING, _S.DONE),
+        (_S.RECONCILING, _S.BACKING_OFF),
+        (_S.RECONCILING, _S.RUNNING),  # straight on to its fallback agent
+        (_S.RECONCILING, _S.DEGRADED),
+        (_S.RECONCILING, _S.FAILED),
+        (_S.RECONCILING, _S.HELD),
+        (_S.RECONCILING, _S.CANCELLED),
         # a step without an agent: it sleeps, or waits for a signal or a person
         (_S.WAITING, _S.AWAITING),
         (_S.AWAITING, _S.DONE),
@@ -198,6 +208,25 @@ class UndoState:
 
 
 @dataclass(slots=True)
+class QuestionState:
+    """What is being asked about a step's newest attempt, whose outcome nobody knows. Its failure is the step's newest."""
+
+    since_ms: int
+    out: bool = False
+    """It is with the agent; else it waits for its time (the step's `retry_at_ms`), or for the workflow to be resumed."""
+    retry_after_ms: int | None = None
+    """What the attempt's failure asked for."""
+    tokens: int = 0
+    cost: int = 0
+    """What the attempt was charged with; a late answer of its own says better."""
+    asked_before: int = 0
+    """Questions about the attempts before."""
+    failed_attempts: int = 0
+    failures: list[FailureRecord] = field(default_factory=list)
+    """Of the questions."""
+
+
+@dataclass(slots=True)
 class StepState:
     """One step, or one item of a step that maps. `index` is the step's place in the definition."""
 
@@ -235,6 +264,10 @@ class StepState:
     failed_attempts: int = 0
     failures: list[FailureRecord] = field(default_factory=list)
     undo: UndoState | None = None
+    questions: int = 0
+    """How many questions went out, about all its attempts."""
+    question: QuestionState | None = None
+    """While it is reconciling."""
     items: list[StepState] = field(default_factory=list)
     """Of a step that maps, once it has begun: a state for each item."""
     filling: bool = False
@@ -357,7 +390,11 @@ class WorkflowState:
                             due_ms = item.retry_at_ms
                 return due_ms
             case WorkflowStatus.COMPENSATING:
-                return min((s.undo.retry_at_ms for s in self.leaves() if s.undo is not None), default=NEVER)
+                due_ms = NEVER
+                for step in self.leaves():
+                    # A step's own: to ask again whether its attempt happened.
+                    due_ms = min(due_ms, step.retry_at_ms, step.undo.retry_at_ms if step.undo is not None else NEVER)
+                return due_ms
             case WorkflowStatus.QUARANTINED:
                 return NEVER
             case _:
@@ -370,6 +407,8 @@ class WorkflowState:
             spec = plan.steps[step.index]
             if step.status is StepStatus.RUNNING:
                 longest = max(longest, spec.patience_ms if spec.child is None or step.agent is not None else 0)
+            elif step.question is not None and step.question.out:
+                longest = max(longest, spec.question_patience_ms)
             elif step.undo is not None and step.undo.status is UndoStatus.RUNNING and not undone_by_child(step, spec):
                 longest = max(longest, spec.undo_patience_ms)
         return longest
@@ -512,6 +551,10 @@ def _dump_step(step: StepState, spec: PlanStep) -> StepRecord:
         record["failures"] = list(step.failures)
     if step.undo is not None:
         record["undo"] = _dump_undo(step.undo)
+    if step.questions:
+        record["questions"] = step.questions
+    if step.question is not None:
+        record["question"] = _dump_question(step.question)
     if step.items:
         record["items"] = [_dump_step(item, spec) for item in step.items]
         if spec.repeat is not None:
@@ -535,6 +578,19 @@ def _dump_undo(undo: UndoState) -> UndoRecord:
     if undo.failures:
         record["failed_attempts"] = undo.failed_attempts
         record["failures"] = list(undo.failures)
+    return record  # type: ignore[return-value]
+
+
+def _dump_question(question: QuestionState) -> QuestionRecord:
+    record: dict[str, Any] = {"since_ms": question.since_ms}
+    for key in ("out", "tokens", "cost", "asked_before"):
+        if value := getattr(question, key):
+            record[key] = value
+    if question.retry_after_ms is not None:
+        record["retry_after_ms"] = question.retry_after_ms
+    if question.failures:
+        record["failed_attempts"] = question.failed_attempts
+        record["failures"] = list(question.failures)
     return record  # type: ignore[return-value]
 
 
@@ -612,6 +668,8 @@ def _restore_step(index: int, record: dict[str, Any], item: int = -1) -> StepSta
         failed_attempts=record.get("failed_attempts", 0),
         failures=record.get("failures", []),
         undo=None if undo is None else _restore_undo(undo),
+        questions=record.get("questions", 0),
+        question=QuestionState(**record["question"]) if "question" in record else None,
         items=[_restore_step(index, found, number) for number, found in enumerate(record.get("items", ()))],
     )
     if step.items and _from_items(step):

@@ -7,6 +7,7 @@ from sagalog.schemas.events import FailureKind, Timer, TimerFired
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
+from . import reconcile
 from .closing import close_review, note_failure
 from .effects import Effect, Ignored, Reason
 from .plan import Plan
@@ -33,6 +34,23 @@ def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, changed_at
                     step.retry_at_ms = NEVER  # it goes out once the workflow is resumed
                 else:
                     dispatch(state, plan, step, effects)
+                return False
+        case Timer.QUESTION:
+            step = _step(state, plan, event)
+            # Not the one that a pause has held back, nor the one that is out: those have no time.
+            if (
+                step is not None
+                and step.question is not None
+                and step.questions == event.attempt
+                and step.retry_at_ms != NEVER
+            ):
+                assert plan is not None
+                if step.retry_at_ms > state.now_ms:
+                    return _ignored(Reason.NOT_DUE, effects)
+                if state.paused is not None:
+                    step.retry_at_ms = NEVER
+                else:
+                    reconcile.ask(state, plan, step, effects)
                 return False
         case Timer.UNDO_RETRY:
             step = _step(state, plan, event)
@@ -92,17 +110,13 @@ def due_timers(state: WorkflowState, plan: Plan | None, now_ms: int) -> list[tup
             if state.deadline_ms <= now_ms:
                 return [(Timer.DEADLINE, None, None)]
             return [
-                (
-                    Timer.RETRY if step.retry_at_ms <= now_ms else Timer.WAKE,
-                    plan.steps[step.index].name_of(step),
-                    step.attempt,
-                )
+                _of_step(step, plan, now_ms)
                 for step in state.leaves()
                 if step.retry_at_ms <= now_ms or step.until_ms <= now_ms
             ]
         case WorkflowStatus.COMPENSATING:
             assert plan is not None
-            return [
+            return [_of_step(step, plan, now_ms) for step in state.leaves() if step.retry_at_ms <= now_ms] + [
                 (Timer.UNDO_RETRY, plan.steps[step.index].name_of(step), step.undo.attempt)
                 for step in state.leaves()
                 if step.undo is not None and step.undo.retry_at_ms <= now_ms
@@ -111,6 +125,13 @@ def due_timers(state: WorkflowState, plan: Plan | None, now_ms: int) -> list[tup
             return []
         case _:
             return [(Timer.FORGET, None, state.at_offset)] if state.deadline_ms <= now_ms else []
+
+
+def _of_step(step: StepState, plan: Plan, now_ms: int) -> tuple[Timer, str | None, int | None]:
+    name = plan.steps[step.index].name_of(step)
+    if step.question is not None:
+        return Timer.QUESTION, name, step.questions
+    return Timer.RETRY if step.retry_at_ms <= now_ms else Timer.WAKE, name, step.attempt
 
 
 def _woke(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:

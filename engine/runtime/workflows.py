@@ -34,6 +34,7 @@ from sagalog.engine.kernel.migration import as_it_was
 from sagalog.engine.kernel.partition import Partition
 from sagalog.engine.kernel.plan import Plan
 from sagalog.engine.kernel.progress import execute_dispatch, undo_dispatch
+from sagalog.engine.kernel.reconcile import question_dispatch
 from sagalog.engine.kernel.state import NEVER, WorkflowState, dump, undone_by_child
 from sagalog.engine.kernel.timers import due_timers
 from sagalog.schemas import records
@@ -64,6 +65,13 @@ _DUE: Final = "sagalog_due"
 _WATCH: Final = "sagalog_watch"
 _WAITING: Final = "sagalog_waiting"
 _WITHHELD: Final = "sagalog_withheld"
+
+
+_DISPATCH: Final = {
+    Direction.EXECUTE: execute_dispatch,
+    Direction.COMPENSATE: undo_dispatch,
+    Direction.RECONCILE: question_dispatch,
+}
 
 
 class WorkflowMachine:
@@ -228,8 +236,8 @@ class WorkflowMachine:
                 state, plan = as_it_was(state, plan, made_under), made_under
             step = plan.find(state, entry["step"])
             assert step is not None
-            undo = entry["direction"] == Direction.COMPENSATE
-            effect = undo_dispatch(state, plan, step) if undo else execute_dispatch(state, plan, step)
+            make = _DISPATCH[Direction(entry["direction"])]
+            effect = make(state, plan, step)
             # The owner before may have let it go after its last snapshot.
             effect.maybe_sent = True
             self.gate.hold_again(effect, entry)
@@ -500,6 +508,9 @@ class WorkflowMachine:
         spec = plan.steps[found.index]
         if direction is Direction.EXECUTE:
             out, timeout_ms = found.status is StepStatus.RUNNING and found.attempt == attempt, spec.timeout_ms
+        elif direction is Direction.RECONCILE:
+            out = found.question is not None and found.question.out and found.questions == attempt
+            timeout_ms = spec.reconcile.timeout_ms if spec.reconcile is not None else spec.timeout_ms
         else:
             undo, compensate = found.undo, spec.compensate
             out = undo is not None and undo.status is UndoStatus.RUNNING and undo.attempt == attempt
@@ -569,6 +580,8 @@ class WorkflowMachine:
             out = []
             if step.status is StepStatus.RUNNING and not by_child(spec, step):
                 out.append((step.attempt, Direction.EXECUTE))
+            if step.question is not None and step.question.out:
+                out.append((step.questions, Direction.RECONCILE))
             if step.undo is not None and step.undo.status is UndoStatus.RUNNING and not undone_by_child(step, spec):
                 out.append((step.undo.attempt, Direction.COMPENSATE))
             for attempt, direction in out:

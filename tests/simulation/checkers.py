@@ -31,7 +31,7 @@ from sagalog.engine.kernel.effects import (
 from sagalog.engine.runtime.outputs import review, to_record
 from sagalog.infra.simulation import EPOCH_MS
 from sagalog.schemas.codec import decode_object, encode
-from sagalog.schemas.commands import encode_command, parse_command
+from sagalog.schemas.commands import Question, encode_command, parse_command
 from sagalog.schemas.definitions import Definition, Step, UndoOrder, WhenFailed
 from sagalog.schemas.events import (
     RETRIED,
@@ -53,6 +53,7 @@ from sagalog.topics.specs import Topics
 
 from .definitions import ALL_AGENTS
 from .plan import BALANCE, Plan
+from .questions import Questions
 from .rogue import GHOST
 from .spy import Sent
 from .world import Effect as WorldEffect
@@ -90,6 +91,7 @@ class Refold:
     """Children that ended and still wait for their parent to be over."""
     acted: set[int] = field(default_factory=set)
     """Offsets of the records that were not just ignored."""
+    questions: Questions = field(default_factory=Questions)
 
 
 @dataclass
@@ -144,6 +146,7 @@ class Evidence:
             fold.apply(to_record(message), effects)
             if any(not isinstance(effect, Ignored) for effect in effects):
                 found.acted.add(message.offset)
+            found.questions.note(message, effects, self.definitions)
             for effect in effects:
                 match effect:
                     case Dispatch():
@@ -379,9 +382,11 @@ def effects_follow_the_log(evidence: Evidence) -> list[str]:
     asked: dict[str, Dispatch] = {}
     for refold in evidence.refolds:
         asked |= refold.dispatched
-        for command_id in refold.dispatched:
+        for command_id, effect in refold.dispatched.items():
             if command_id in evidence.commands or command_id in refused:
                 continue
+            if isinstance(effect.command, Question) and command_id in refold.answered_at:
+                continue  # while it was withheld, the attempt's own answer came
             # Terminating a workflow waits for nothing, and takes back what is not out yet.
             if evidence.results.get(_label_of(command_id), {}).get("status") != "terminated":
                 problems.append(f"{command_id}: the log asks for it, and it was neither sent nor refused")
@@ -515,6 +520,7 @@ def compensation_is_in_reverse(evidence: Evidence) -> list[str]:
             )
             in evidence.answered_at
             and not _by_hand(step)
+            and not _reconciled(step)
         )
         if [order for _, order, _ in ended] != sorted(order for _, order, _ in ended):
             problems.append(f"{workflow_id}: answered in the order {ended}, which is not the order of ends")
@@ -582,6 +588,16 @@ def needs_come_first(evidence: Evidence) -> list[str]:
 
 def _by_hand(step: dict[str, Any]) -> bool:
     return step.get("stand_in") == "operator"
+
+
+def _reconciled(step: dict[str, Any]) -> bool:
+    """Not what its host answered first ended its newest attempt."""
+    return any("outcome" in found and found.get("attempt") == step["attempt"] for found in step.get("failures", []))
+
+
+def questions_come_first(evidence: Evidence) -> list[str]:
+    """Of a step with `reconcile`: what has an unknown outcome is asked about first, and what happened is not tried again."""
+    return [line for refold in evidence.refolds for line in refold.questions.problems]
 
 
 def effects_stand_where_they_should(evidence: Evidence) -> list[str]:
@@ -808,6 +824,7 @@ CHECKERS: Final[tuple[Callable[[Evidence], list[str]], ...]] = (
     owners_keep_to_their_reign,
     compensation_is_in_reverse,
     needs_come_first,
+    questions_come_first,
     effects_stand_where_they_should,
     money_is_conserved,
     outputs_are_the_agents_own,

@@ -20,6 +20,7 @@ from sagalog.schemas.definitions import (
     FallbackOn,
     FromInput,
     Map,
+    Reconcile,
     Retry,
     Sleep,
     Step,
@@ -58,6 +59,7 @@ BANK: Final = Definition(
             timeout_ms=800,
             start_timeout_ms=6_000,
             compensate=Compensation(retry=UNDO_RETRY, timeout_ms=800),
+            reconcile=Reconcile(retry=Retry(attempts=4, base_ms=100, cap_ms=1_000), timeout_ms=800),
         ),
         Step(
             name="deposit",
@@ -211,6 +213,7 @@ def _step(rng: random.Random, name: str, before: list[str]) -> Step:
         fallbacks=fallbacks,
         budget=Budget(attempts=rng.randint(1, 6)) if rng.random() < 0.1 else None,
         output_schema=OUTPUT_SCHEMA if rng.random() < 0.5 else None,
+        reconcile=_reconcile(rng) if rng.random() < 0.5 else None,
     )
 
 
@@ -240,6 +243,14 @@ def _compensation(rng: random.Random) -> Compensation:
         retry=UNDO_RETRY if patient else Retry(attempts=2, base_ms=50, cap_ms=200),
         timeout_ms=rng.choice((400, 800)),
         when_failed=WhenFailed.REVIEW if not patient and rng.random() < 0.5 else WhenFailed.STOP,
+    )
+
+
+def _reconcile(rng: random.Random) -> Reconcile:
+    patient = rng.random() < 0.7
+    return Reconcile(
+        timeout_ms=rng.choice((400, 800)),
+        retry=UNDO_RETRY if patient else Retry(attempts=rng.randint(1, 2), base_ms=50, cap_ms=200),
     )
 
 

@@ -26,6 +26,7 @@ from sagalog.engine.kernel import (
     partition,
     plan,
     progress,
+    reconcile,
     runs,
     state,
     timers,
@@ -37,7 +38,7 @@ from sagalog.engine.runtime.gate import Gate
 from sagalog.engine.runtime.processor import Phase, Processor
 from sagalog.engine.runtime.workflows import WorkflowMachine
 from sagalog.schemas import ids
-from sagalog.schemas.events import AttemptRefused, FailureKind
+from sagalog.schemas.events import AttemptRefused, FailureKind, Outcome
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.statuses import CircuitStatus, StepStatus, UndoStatus
 from sagalog.topics.log import LogError, ProducerBroken
@@ -409,6 +410,44 @@ def invalid_output_is_not_unknown(patch: Patch) -> None:
 
 def _never_unknown(patch: Patch, kind: FailureKind) -> None:
     patch.set(attempts, "UNKNOWN_OUTCOME", attempts.UNKNOWN_OUTCOME - {kind})
+
+
+@bug
+def lost_is_not_asked_about(patch: Patch) -> None:
+    """Only what the agent's host gave up is asked about; an attempt that is lost is tried again at once."""
+    original = reconcile.asks
+    patch.set(reconcile, "asks", lambda spec, kind: kind is not FailureKind.LOST and original(spec, kind))
+
+
+@bug
+def an_answer_is_taken_for_no(patch: Patch) -> None:
+    """An agent that was asked has answered, so the step can be tried again; what it said is not looked at."""
+    original = attempts._said
+
+    def said(state: Any, plan: Any, step: Any, event: Any, size: int, effects: Any) -> None:
+        original(state, plan, step, replace(event, outcome=Outcome.DID_NOT_HAPPEN), size, effects)
+
+    patch.set(attempts, "_said", said)
+
+
+@bug
+def stop_does_not_wait_for_an_answer(patch: Patch) -> None:
+    """A workflow that stops undoes what was done while an agent is still asked about a step: what that did is forgotten."""
+    patch.set(progress, "_OUT", (StepStatus.RUNNING,))
+
+
+@bug
+def no_answer_is_taken_for_no(patch: Patch) -> None:
+    """When nobody answers whether an attempt happened, it is taken for one that did not."""
+    original = attempts._question_failed
+
+    def question_failed(state: Any, plan: Any, step: Any, *rest: Any) -> None:
+        before = step.unknown, list(step.suspects)
+        original(state, plan, step, *rest)
+        if step.status is not StepStatus.RECONCILING:
+            step.unknown, step.suspects = before
+
+    patch.set(attempts, "_question_failed", question_failed)
 
 
 @bug

@@ -4,6 +4,8 @@ Rules:
 - What becomes of an attempt is decided once per command and holds for every delivery of it, on whatever host: a service that
   refused a request refuses the same request again. So the end can be checked exactly.
 - An undoing marks its key even when there is nothing to undo: an execution that comes after it is refused.
+- Asked whether an attempt happened, they tell the truth by their books, and keep to it: an attempt that is said not to have
+  happened is refused when it comes late.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sagalog.agents import AnyAgent, Context, NeedsReview, Retryable, Terminal, agent
+from sagalog.agents import AnyAgent, Context, DidNotHappen, Happened, NeedsReview, Retryable, Terminal, agent
 from sagalog.infra.simulation import EPOCH_MS, SimulationLoop, current_process
 from sagalog.schemas.definitions import Definition
 from sagalog.schemas.ids import Direction, split_item
@@ -42,6 +44,8 @@ class Effect:
     reversed: bool = False
     """It was done, and then undone."""
     refused: str | None = None
+    denied: int = 0
+    """The newest attempt that was said not to have happened."""
     output: Any = None
     account: str | None = None
     amount: int = 0
@@ -112,6 +116,27 @@ class World:
             self._running.pop((host, name, key), None)
         return {"nonsense": True} if decision.what == "garbage" else output
 
+    async def question(self, name: str, ctx: Context) -> Any:
+        """Whether an attempt happened; the question itself may be answered late, wrongly or not at all."""
+        process = current_process()
+        assert process is not None
+        host, key = process.name, ctx.idempotency_key
+        self._enter(host, name, key, ctx)
+        try:
+            decision = self._decide(name, ctx)
+            await asyncio.sleep(decision.before_s)
+            await self._go_wrong(decision, ctx)
+            effect = self.effect(key)
+            if not effect.applied:
+                assert ctx.about is not None
+                effect.denied = max(effect.denied, ctx.about)
+            await asyncio.sleep(decision.after_s)
+        finally:
+            self._running.pop((host, name, key), None)
+        if decision.what == "garbage":
+            return {"nonsense": True}
+        return Happened(effect.output) if effect.applied else DidNotHappen()
+
     def _enter(self, host: str, name: str, key: str, ctx: Context) -> None:
         """What a host promises: nothing twice, nothing of one key side by side, nothing that is being undone."""
         other = self._running.get((host, name, key))
@@ -120,7 +145,7 @@ class World:
         self._running[host, name, key] = ctx.command_id
         if ctx.direction is Direction.COMPENSATE:
             self._undone.add((host, name, key))
-        elif (host, name, key) in self._undone:
+        elif ctx.direction is Direction.EXECUTE and (host, name, key) in self._undone:
             self.problems.append(f"{host} runs {ctx.command_id} after its compensation")
         self._started[host, ctx.command_id] += 1
         if self._started[host, ctx.command_id] > 1:
@@ -147,7 +172,9 @@ class World:
             ("slow", rates.slow),
             ("die", rates.die),
         ]
-        if not undo:
+        if ctx.direction is Direction.RECONCILE:
+            chances.append(("garbage", rates.garbage))
+        elif not undo:
             chances += [("terminal", rates.terminal), ("review", rates.review), ("garbage", rates.garbage)]
         elif not self._is_bank(ctx):
             chances.append(("undo_terminal", rates.undo_terminal))
@@ -200,6 +227,8 @@ class World:
             raise Terminal(effect.refused)
         if effect.applied:
             return effect.output
+        if ctx.attempt <= effect.denied:
+            raise Retryable("it was said not to have happened")
         if name in (WITHDRAW, DEPOSIT):
             self._move(name, value, effect)
         self.ticks += 1
@@ -252,5 +281,9 @@ def _make_agent(world: World, name: str) -> AnyAgent:
     @act.compensation
     async def undo(value: Any, ctx: Context) -> Any:
         return await world.attempt(name, value, ctx)
+
+    @act.reconcile
+    async def look_up(ctx: Context) -> Any:
+        return await world.question(name, ctx)
 
     return act

@@ -172,12 +172,16 @@ def test_why_says_what_an_open_workflow_waits_for() -> None:
     found["steps"] = [
         {"step": "read", "status": "running", "agent": "ocr", "attempt": 2},
         {"step": "post", "status": "backing_off", "retry_at": "12:00"},
+        {"step": "bill", "status": "reconciling", "agent": "bank", "attempt": 1, "retry_at": None},
+        {"step": "file", "status": "reconciling", "agent": "archive", "attempt": 3, "retry_at": "12:01"},
     ]
     assert why(found) == [
         "pay waits since 1970-01-01 00:00:01.500: the circuit of bank is open",
         "ship waits since 1970-01-01 00:00:02.000: in_flight",
         "read waits for agent ocr, attempt 2",
         "post waits for its next attempt at 12:00",
+        "bill: whether attempt 1 happened is not known, agent bank is asked",
+        "file: whether attempt 3 happened is not known, agent archive is asked again at 12:01",
     ]
     # A finished workflow waits for nothing, whatever its steps were when it ended.
     assert why({**found, "workflow": workflow(terminal=True)["workflow"]}) == []

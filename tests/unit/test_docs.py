@@ -64,6 +64,7 @@ def test_every_status_is_explained(statuses: type[WorkflowStatus | StepStatus | 
         definitions.Step,
         definitions.Retry,
         definitions.Compensation,
+        definitions.Reconcile,
         definitions.Fallback,
         definitions.Budget,
         definitions.Usage,

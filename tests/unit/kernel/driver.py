@@ -51,6 +51,7 @@ from sagalog.schemas.events import (
     Event,
     FailureKind,
     MigrationRequested,
+    Outcome,
     Owned,
     Quarantined,
     SignalReceived,
@@ -210,6 +211,23 @@ class Driver:
     ) -> list[Effect]:
         direction = Direction.COMPENSATE if undo else Direction.EXECUTE
         return self.append(AttemptLost(epoch, step, attempt, direction, "no answer in time", kind, self.run_mark))
+
+    def say(self, step: str, outcome: Outcome | None, output: Any = None, *, question: int = 1) -> list[Effect]:
+        """An answer to the question whether an attempt happened."""
+        token = self.token(step, question, Direction.RECONCILE)
+        return self.append(StepCompleted(step, question, Direction.RECONCILE, token, output, outcome=outcome))
+
+    def say_nothing(
+        self, step: str, kind: FailureKind = FailureKind.RETRYABLE, *, question: int = 1, **more: Any
+    ) -> list[Effect]:
+        """The question fails."""
+        token = self.token(step, question, Direction.RECONCILE)
+        return self.append(StepFailed(step, question, Direction.RECONCILE, token, kind, "no idea", **more))
+
+    def lose_question(
+        self, step: str, question: int = 1, *, epoch: int = 1, kind: FailureKind = FailureKind.LOST
+    ) -> list[Effect]:
+        return self.append(AttemptLost(epoch, step, question, Direction.RECONCILE, "no answer in time", kind))
 
     def refuse(
         self, step: str, service: str, attempt: int = 1, *, epoch: int = 1, maybe_sent: bool = False

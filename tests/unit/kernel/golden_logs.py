@@ -21,7 +21,7 @@ from sagalog.engine.kernel import Record
 from sagalog.engine.kernel.effects import Effect
 from sagalog.engine.kernel.state import dump
 from sagalog.schemas.definitions import from_input, from_item, from_step
-from sagalog.schemas.events import Action, Decision, FailureKind, OnDuplicate, StepFailed, WorkflowStarted
+from sagalog.schemas.events import Action, Decision, FailureKind, OnDuplicate, Outcome, StepFailed, WorkflowStarted
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import PRIORITY_DEFAULT
 
@@ -455,6 +455,26 @@ def duplicate_starts(d: Driver) -> None:
     d.done("b")
 
 
+def reconciled(d: Driver) -> None:
+    asked = {"reconcile": {"retry": {"attempts": 2, "base_ms": 100}}, "compensate": {}, "service": "bank"}
+    d.register(saga(step("a", **asked), step("b", "a", **asked, retry={"attempts": 2, "base_ms": 100}), step("c", "b")))
+    d.start("saga", {"x": 1})
+    d.lose("a")
+    d.say("a", Outcome.HAPPENED, "out-a")
+    d.fail("b", FailureKind.TIMEOUT, "no answer within 30000 ms")
+    d.say_nothing("b", error_type="Busy")
+    d.wait(1_000)
+    d.say("b", Outcome.DID_NOT_HAPPEN, question=2)
+    d.wait(1_000)
+    d.lose("b", 2)
+    d.cancel()
+    d.lose_question("b", 3)
+    d.wait(1_000)
+    d.lose_question("b", 4)
+    d.done("b", undo=True)
+    d.done("a", undo=True)
+
+
 STORIES: dict[str, Callable[[Driver], None]] = {
     story.__name__: story
     for story in (
@@ -462,6 +482,7 @@ STORIES: dict[str, Callable[[Driver], None]] = {
         compensation,
         compensation_fails,
         unknown_outcome,
+        reconciled,
         degraded,
         fallbacks,
         circuit_open,

@@ -30,6 +30,14 @@ def undo_backing_off() -> Driver:
     return driver
 
 
+def asking_again() -> Driver:
+    driver = Driver(saga(step("a", reconcile={})))
+    driver.start("saga")
+    driver.lose("a")
+    driver.say_nothing("a", retry_after_ms=400)
+    return driver
+
+
 def asleep() -> Driver:
     driver = Driver(saga(waiting("a", sleep={"ms": 500})))
     driver.start("saga")
@@ -51,6 +59,7 @@ def without_definition() -> Driver:
 CASES: dict[str, tuple[Callable[[], Driver], Timer, str | None, int | None]] = {
     "retry": (backing_off, Timer.RETRY, "a", 1),
     "undo_retry": (undo_backing_off, Timer.UNDO_RETRY, "a", 1),
+    "question": (asking_again, Timer.QUESTION, "a", 1),
     "wake": (asleep, Timer.WAKE, "a", 1),
     "deadline": (with_deadline, Timer.DEADLINE, None, None),
     "definition": (without_definition, Timer.DEFINITION, None, None),

@@ -12,6 +12,7 @@ from sagalog.schemas.events import (
     AttemptRefused,
     CancelRequested,
     FailureKind,
+    Outcome,
     Owned,
     Quarantined,
     StepCompleted,
@@ -61,6 +62,12 @@ CASES: list[tuple[str, str, Happens]] = [
     ("undoing", "not_waited_for", lambda d: d.done("a")),
     ("undoing", "stale_attempt", lambda d: d.done("a", attempt=2, undo=True)),
     ("undoing", "stale_attempt", lambda d: d.done("b", undo=True)),
+    # answers to questions that nobody asked
+    ("running", "stale_attempt", lambda d: d.say("a", Outcome.HAPPENED)),
+    ("running", "not_waited_for", lambda d: d.say("a", Outcome.HAPPENED, question=0)),
+    ("running", "stale_attempt", lambda d: d.lose_question("a")),
+    ("backing_off", "stale_attempt", lambda d: d.say("a", Outcome.DID_NOT_HAPPEN)),
+    ("backing_off", "not_waited_for", lambda d: d.fire(Timer.QUESTION, "a", 0)),
     # forged answers
     ("running", "wrong_token", lambda d: d.append(StepCompleted("a", 1, EXECUTE, "", "forged"))),
     ("running", "wrong_token", lambda d: d.append(StepCompleted("a", 1, EXECUTE, d.token("b", 1, EXECUTE), "forged"))),
