@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sagalog.engine.kernel.effects import Dispatch, Effect, Ignored
+from sagalog.engine.kernel.effects import Dispatch, Effect, Finished, Ignored
 from sagalog.schemas.commands import Question
 from sagalog.schemas.definitions import Definition
 from sagalog.schemas.errors import InvalidRecord
@@ -43,6 +43,15 @@ class Questions:
         for effect in effects:
             if isinstance(effect, Dispatch):
                 self._dispatch(effect, definitions)
+            elif isinstance(effect, Finished):
+                self._end(effect.result["workflow_id"])
+
+    def _end(self, workflow_id: str) -> None:
+        """What is said of a later run under the id is about other attempts."""
+        self.asking = {leaf for leaf in self.asking if leaf[0] != workflow_id}
+        for known in (self.unknown, self.happened):
+            for leaf in [leaf for leaf in known if leaf[0] == workflow_id]:
+                del known[leaf]
 
     def _event(self, workflow_id: str, event: Event) -> None:
         if not isinstance(event, StepCompleted | StepFailed | AttemptLost):
