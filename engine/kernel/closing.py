@@ -79,6 +79,15 @@ def forget_failures(state: WorkflowState, kept: list[FailureRecord]) -> None:
     state.bytes -= sum(_failure_bytes(failure) for failure in kept)
 
 
+def mark_landed(state: WorkflowState, kept: list[FailureRecord], attempt: int) -> None:
+    """The result of an attempt that was given up has come after all."""
+    for place, failure in enumerate(kept):
+        if failure.get("attempt") == attempt:
+            # A copy: an effect may hold the failure as it was.
+            kept[place] = {**failure, "landed": True}
+            state.bytes += _failure_bytes(kept[place]) - _failure_bytes(failure)
+
+
 def mark_outcome(state: WorkflowState, kept: list[FailureRecord], outcome: Outcome) -> None:
     """Somebody knows now what became of the attempt that failed last."""
     before = _failure_bytes(kept[-1])

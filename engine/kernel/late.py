@@ -16,7 +16,7 @@ from sagalog.schemas.ids import Direction
 from sagalog.schemas.statuses import UndoStatus, WorkflowStatus
 
 from . import progress
-from .closing import given_up, review
+from .closing import given_up, mark_landed, review
 from .effects import Effect
 from .plan import Plan
 from .record import Record
@@ -32,9 +32,7 @@ def landed(state: WorkflowState, plan: Plan, step: StepState, event: StepComplet
     spec = plan.steps[step.index]
     if event.token != ids.token(state.seed, _command(state, spec.name_of(step), event)):
         return False
-    for failure in step.failures:
-        if failure.get("attempt") == event.attempt:
-            failure["landed"] = True
+    mark_landed(state, step.failures, event.attempt)
     undo = step.undo
     if undo is None:
         return True  # it will be undone with the rest

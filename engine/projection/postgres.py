@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
@@ -31,19 +31,30 @@ CLOSE_S_MAX: Final = 5.0
 
 
 class PostgresSql:
-    """PostgreSQL by one connection. `conninfo` is a URL or a keyword string; the schema follows from `prefix`."""
+    """PostgreSQL by one connection. `conninfo` is a URL or a keyword string; the schema follows from `prefix`.
 
-    def __init__(self, conninfo: str, *, prefix: str, schema: str | None = None) -> None:
+    `connect` makes the connection, as the client's own does; the simulation has another one.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        *,
+        prefix: str,
+        schema: str | None = None,
+        connect: Callable[..., Awaitable[psycopg.AsyncConnection[Row]]] = psycopg.AsyncConnection.connect,
+    ) -> None:
         self.prefix = prefix
         self.schema = schema or schema_name(prefix)
         self._conninfo = conninfo
+        self._connect = connect
         self._connection: psycopg.AsyncConnection[Row] | None = None
 
     async def open(self) -> None:
         await self.close()
         with _translated("connecting"):
             async with asyncio.timeout(CONNECT_S_MAX + 1):
-                self._connection = await psycopg.AsyncConnection.connect(
+                self._connection = await self._connect(
                     self._conninfo,
                     autocommit=True,
                     row_factory=dict_row,

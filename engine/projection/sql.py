@@ -1,7 +1,7 @@
 """The port to the database, the names of its queries and of its schema. The adapter for PostgreSQL is in `postgres`.
 
 Rules:
-- The port speaks in names of queries and tables, never in SQL: the text is in `infra/sql/*.sql`, so that a simulator can stand
+- The port speaks in names of queries and tables, never in SQL: the text is in `infra/sql/*.sql`, so that a test can stand
   in for the database by doing what a name says.
 - Errors say what the caller has to do: SqlUnavailable (connect again), SqlConflict (try again), SqlRefused (the data is at
   fault: trying again will not help), SqlError (anything else).

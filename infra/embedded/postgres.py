@@ -4,7 +4,8 @@
     postgres.start(); postgres.url; postgres.kill(); postgres.start(); postgres.stop()
 
 Rules: loopback only, with a password that this class makes and keeps beside the data (SCRAM: on a shared machine the
-port is everybody's, the data is not); durable (fsync on); a restart keeps address, password and data.
+port is everybody's, the data is not); durable (fsync on) unless the settings say otherwise; a restart keeps address, password
+and data.
 
 PostgreSQL refuses to run as root. The wheel's own start code then adds a system account and opens every directory above
 the data to everyone; it is not used. Here root's server runs as `nobody`, which then owns the data; and where `nobody`
@@ -20,6 +21,7 @@ import secrets
 import shutil
 import signal
 import stat
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,9 +79,10 @@ CONFIG = {
 class PostgresServer:
     """The server of one directory. Not safe for use from several threads at once."""
 
-    def __init__(self, site: Site, *, port: int | None = None) -> None:
+    def __init__(self, site: Site, *, port: int | None = None, settings: Mapping[str, str] | None = None) -> None:
         self._site = site
         self._port = port
+        self._settings = {**CONFIG, **(settings or {})}
         self._process: ServerProcess | None = None
 
     @property
@@ -226,7 +229,7 @@ class PostgresServer:
                 return
 
     def _start_on(self, binaries: Path, account: Account | None, port: int) -> None:
-        settings = [word for name, value in CONFIG.items() for word in ("-c", f"{name}={value}")]
+        settings = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         spec = ServerSpec(
             name=NAME,
             command=(str(binaries / "postgres"), "-D", str(self.data), "-p", str(port), *settings),

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -44,8 +44,9 @@ class _Server(Protocol):
 class EmbeddedStack:
     """Kafka and PostgreSQL in `directory`, or in a temporary one that is removed at the end.
 
-    A port of None means a free one. `cache_dir` holds Kafka's jars (default: the user's cache directory), `maven_url`
-    names a mirror to fetch them from. Raises the subclasses of InfraError, each of which says what to do.
+    A port of None means a free one. `postgres_settings` come on top of the server's own. `cache_dir` holds Kafka's jars
+    (default: the user's cache directory), `maven_url` names a mirror to fetch them from. Raises the subclasses of InfraError,
+    each of which says what to do.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class EmbeddedStack:
         postgres: bool = True,
         kafka_port: int | None = None,
         postgres_port: int | None = None,
+        postgres_settings: Mapping[str, str] | None = None,
         cache_dir: Path | None = None,
         maven_url: str | None = None,
     ) -> None:
@@ -64,6 +66,7 @@ class EmbeddedStack:
         self._with_postgres = postgres
         self._kafka_port = kafka_port
         self._postgres_port = postgres_port
+        self._postgres_settings = postgres_settings
         self._cache_dir = cache_dir
         self._maven_url = maven_url
         self._turn = threading.Lock()
@@ -133,7 +136,9 @@ class EmbeddedStack:
         if runtime is not None:
             self._kafka = KafkaServer(site["kafka"], runtime, port=self._kafka_port)
         if self._with_postgres:
-            self._postgres = PostgresServer(site["postgres"], port=self._postgres_port)
+            self._postgres = PostgresServer(
+                site["postgres"], port=self._postgres_port, settings=self._postgres_settings
+            )
         try:
             with os_errors_below(directory):
                 _side_by_side([server.start for server in self._servers])

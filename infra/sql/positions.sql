@@ -13,6 +13,7 @@ SELECT p.topic, p.partition, p.next_offset
 FROM position p
 JOIN unnest(%(topics)s::text[], %(partitions)s::integer[]) AS n (topic, partition)
     ON p.topic = n.topic AND p.partition = n.partition
+ORDER BY p.topic, p.partition
 
 -- positions_advance --
 -- Moves positions on, each only from where its projector believes it to be. Fewer rows than asked for: somebody else has moved.

@@ -3,6 +3,8 @@
 python -m tests.simulation simulate --seeds N [--first S] [--hours H] [--plant BUG] [--as-is]
 python -m tests.simulation replay SEED [--plant BUG] [--as-is] [--lines N]
 python -m tests.simulation planted [--seeds N] [BUG ...]
+
+All take `--projected some|all|none`: which seeds have projectors and a real PostgreSQL.
 """
 
 from __future__ import annotations
@@ -36,6 +38,13 @@ def main() -> int:
     planted.add_argument("bugs", nargs="*")
     planted.add_argument("--seeds", type=int, default=1_000, help="at most so many per bug")
     planted.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    for task in (simulate, replay, planted):
+        task.add_argument(
+            "--projected",
+            choices=("some", "all", "none"),
+            default="some",
+            help="which seeds have projectors and a real PostgreSQL (default: one in five)",
+        )
     for task in (simulate, replay):
         task.add_argument("--plant", default=None, help="the name of a bug to plant")
         task.add_argument("--as-is", action="store_true", help="leave known bugs unmended")

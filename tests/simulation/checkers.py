@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -53,6 +53,12 @@ from sagalog.topics.specs import Topics
 
 from .definitions import ALL_AGENTS
 from .plan import BALANCE, Plan
+from .projection import (
+    no_row_steps_back,
+    positions_are_at_the_end,
+    rows_are_what_the_log_says,
+    what_cannot_be_projected_is_in_quarantine,
+)
 from .questions import Questions
 from .rogue import GHOST
 from .spy import Sent
@@ -92,6 +98,11 @@ class Refold:
     acted: set[int] = field(default_factory=set)
     """Offsets of the records that were not just ignored."""
     questions: Questions = field(default_factory=Questions)
+    letters: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    review_effects: list[tuple[bool, Mapping[str, Any]]] = field(default_factory=list)
+    """(whether it opens, record), in the log's order."""
+    workflows: set[str] = field(default_factory=set)
+    """All that the fold remembers in the end."""
 
 
 @dataclass
@@ -106,6 +117,8 @@ class Evidence:
     sent: list[Sent]
     reports: list[PartitionReport]
     """Of `sagalog verify`."""
+    tables: dict[str, list[dict[str, Any]]] | None = None
+    """Every row of the projection, where there is one."""
     said: list[str] = field(default_factory=list)
     """What the harness itself noticed."""
     bugs: list[str] = field(default_factory=list)
@@ -159,8 +172,10 @@ class Evidence:
                         found.emitted[effect.workflow_id, effect.ce_id] = parent.workflow_id if parent else None
                     case DeadLettered():
                         found.dead_letters.add(effect.record["id"].encode())
+                        found.letters[effect.record["id"]] = effect.record
                     case ReviewNeeded() | ReviewClosed():
                         found.reviews.add(header(review(effect).headers, "ce_id"))
+                        found.review_effects.append((isinstance(effect, ReviewNeeded), effect.record))
                     case Finished():
                         found.finished_at[_label(dict(effect.result))] = message.offset
                     case StartAnswered():
@@ -170,6 +185,7 @@ class Evidence:
             state = fold.get(workflow_id)
             if state is not None and state.report is not None:
                 found.kept.append(workflow_id)
+        found.workflows.update(fold.ids())
         return found
 
     @cached_property
@@ -321,7 +337,7 @@ def starts_are_answered(evidence: Evidence) -> list[str]:
 
 
 def refold_is_what_stands_there(evidence: Evidence) -> list[str]:
-    """Checkpoints, marker and results are what the log says."""
+    """Checkpoints, marker, results and the rows of workflows are what the log says."""
     return [line for report in evidence.reports for line in report.differences]
 
 
@@ -835,6 +851,10 @@ CHECKERS: Final[tuple[Callable[[Evidence], list[str]], ...]] = (
     budgets_hold,
     cancelled_by_request,
     quarantine_holds_garbage_only,
+    rows_are_what_the_log_says,
+    positions_are_at_the_end,
+    no_row_steps_back,
+    what_cannot_be_projected_is_in_quarantine,
 )
 
 

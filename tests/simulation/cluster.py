@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from sagalog.agents import AgentHost
 from sagalog.engine.client import AnswerTimeout, Client, DuplicateStart
+from sagalog.engine.projection.projector import Projector
 from sagalog.engine.runtime.engine import Engine
 from sagalog.infra.simulation import Process, SimulatedClock, SimulatedRng, SimulationLoop, current_process
 from sagalog.schemas.definitions import Definition, Step
@@ -25,10 +26,11 @@ from sagalog.topics.partitioner import partition_of
 from sagalog.topics.provision import provision
 from sagalog.topics.specs import Topics, all_specs
 
+from .database import Network
 from .definitions import ALL_AGENTS
 from .person import operate
 from .plan import Fault, Kind, Plan, Start
-from .rogue import forged, garbage, replayed
+from .rogue import forged, garbage, health, replayed
 from .spy import Sent, SpyLog
 from .trace import Trace
 from .world import World
@@ -67,6 +69,8 @@ class Cluster:
     world: World
     trace: Trace
     rng: random.Random
+    network: Network | None = None
+    """To the database, where there are projectors."""
     machines: dict[str, Machine] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
@@ -93,6 +97,8 @@ class Cluster:
             self._add(f"host-{number}", self._host)
         self._add("starter", self._starter)
         self._add("operator", self._operator)
+        for number in range(self.plan.projectors):
+            self._add(f"projector-{number}", self._projector)
 
     def _add(self, name: str, main: Callable[[Machine, asyncio.Event], Coroutine[Any, Any, None]]) -> Machine:
         machine = self.machines[name] = Machine(name, main, SimulatedClock(self.loop))
@@ -147,6 +153,15 @@ class Cluster:
         log = self.log(name)
         host = AgentHost(self.world.agents(), log, TOPICS, clock=machine.clock, rng=self._chance(name), grace_ms=1_000)
         await host.run(stop)
+        await log.close()
+
+    async def _projector(self, machine: Machine, stop: asyncio.Event) -> None:
+        assert machine.process is not None and self.network is not None
+        name, network = machine.process.name, self.network
+        machine.process.on_death.append(lambda: network.died(name))
+        log = self.log(name)
+        projector = Projector(log, network.sql(), TOPICS, clock=machine.clock, rng=self._chance(name))
+        await projector.run(stop)
         await log.close()
 
     async def _starter(self, machine: Machine, stop: asyncio.Event) -> None:
@@ -308,21 +323,41 @@ class Cluster:
                 machine.clock.set_drift(fault.amount / 100)
                 self._later(fault.for_ms, lambda: machine.clock.set_drift(0.0))
             case Kind.JOIN:
-                self._join(fault.for_ms)
+                self._join(fault.for_ms, "extra", self._engine)
             case Kind.STORM:
-                for number in range(fault.amount):
-                    disturb = self.kafka.expire if self.rng.random() < 0.2 else self.kafka.rebalance
-                    self._later(
-                        number * self.rng.randint(50, 1_500), lambda disturb=disturb: disturb(TOPICS.engine_group)
-                    )
+                self._storm(fault.amount, TOPICS.engine_group)
             case Kind.COMPACT:
                 self.kafka.compact(TOPICS.checkpoints)
                 self.kafka.compact(TOPICS.circuits)
             case Kind.SERVICE_DOWN:
                 self._service(fault.target, 1)
                 self._later(fault.for_ms, lambda: self._service(fault.target, -1))
-            case Kind.REPLAY | Kind.FORGE | Kind.GARBAGE:
+            case Kind.REPLAY | Kind.FORGE | Kind.GARBAGE | Kind.HEALTH:
                 self._rogue(fault)
+            case _:
+                self._break_projection(fault)
+
+    def _break_projection(self, fault: Fault) -> None:
+        network = self.network
+        assert network is not None
+        match fault.kind:
+            case Kind.DATABASE_DOWN:
+                network.shut(fault.for_ms)
+            case Kind.DATABASE_SILENT:
+                network.silence(fault.for_ms)
+            case Kind.DATABASE_EMPTIED:
+                network.lose_rows(fault.for_ms)
+            case Kind.PROJECTOR_JOINS:
+                self._join(fault.for_ms, "projector-extra", self._projector)
+            case Kind.PROJECTOR_STORM:
+                self._storm(fault.amount, TOPICS.projector_group)
+            case _:
+                raise AssertionError(f"nobody knows how to break it: {fault}")
+
+    def _storm(self, amount: int, group: str) -> None:
+        for number in range(amount):
+            disturb = self.kafka.expire if self.rng.random() < 0.2 else self.kafka.rebalance
+            self._later(number * self.rng.randint(50, 1_500), lambda disturb=disturb: disturb(group))
 
     def _kill_at(self, machine: Machine, process: Process, fault: Fault) -> None:
         if not fault.amount:
@@ -339,9 +374,11 @@ class Cluster:
         machine.stop.set()
         process.on_death.append(lambda: self._later(restart_ms, lambda: self.start(machine)))
 
-    def _join(self, for_ms: int) -> None:
+    def _join(
+        self, for_ms: int, kind: str, main: Callable[[Machine, asyncio.Event], Coroutine[Any, Any, None]]
+    ) -> None:
         self.extras += 1
-        machine = self._add(f"extra-{self.extras}", self._engine)
+        machine = self._add(f"{kind}-{self.extras}", main)
         machine.wanted = False
         assert machine.stop is not None and machine.process is not None
         end = machine.stop.set if self.rng.random() < 0.5 else machine.process.kill
@@ -353,7 +390,7 @@ class Cluster:
     def _rogue(self, fault: Fault) -> None:
         self.rogues += 1
         process = self.loop.process(f"rogue-{self.rogues}")
-        make = {Kind.REPLAY: replayed, Kind.FORGE: forged, Kind.GARBAGE: garbage}[fault.kind]
+        make = {Kind.REPLAY: replayed, Kind.FORGE: forged, Kind.GARBAGE: garbage, Kind.HEALTH: health}[fault.kind]
         records = make(self.kafka, TOPICS, self.plan.partitions, self.rng, fault.amount)
 
         async def write() -> None:
@@ -378,6 +415,8 @@ class Cluster:
         self.world.calm = True
         self.world.down.clear()
         self.kafka.faults.calm()
+        if self.network is not None:
+            self.network.calm()
         for machine in self.machines.values():
             machine.clock.set_drift(0.0)
             process = machine.process

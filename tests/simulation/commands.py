@@ -16,11 +16,13 @@ from typing import Any, Final
 
 from .harness import Outcome, run, run_plan
 from .plan import Plan, plan_of
-from .planted import BUGS
+from .planted_projection import BUGS
+from .postgres import served
 from .shrink import shrink
 
 TRACE_LINES: Final = 40
 LINE_CHARS: Final = 240
+PROJECTED: Final[dict[str, bool | None]] = {"some": None, "all": True, "none": False}
 AHEAD_PER_JOB: Final = 3
 RUNS_PER_WORKER: Final = 200
 """A worker is replaced after so many runs: what a run leaves behind cannot gather for hours."""
@@ -29,13 +31,14 @@ RUNS_PER_WORKER: Final = 200
 def simulate(arguments: Namespace) -> int:
     started_s = time.monotonic()
     until_s = started_s + 3_600 * arguments.hours if arguments.hours is not None else None
-    work = partial(_run, plant=arguments.plant, as_is=arguments.as_is)
+    projected = PROJECTED[arguments.projected]
+    work = partial(_run, plant=arguments.plant, as_is=arguments.as_is, projected=projected)
     statuses: Counter[str] = Counter()
     checkers: Counter[str] = Counter()
     failed: list[int] = []
     seeds = workflows = steps = 0
     wall_s = longest_s = 0.0
-    with _pool(arguments.jobs) as pool:
+    with served(), _pool(arguments.jobs) as pool:
         for outcome in _each(pool, work, _seeds(arguments.first, arguments.seeds, until_s), arguments.jobs):
             seeds += 1
             workflows += outcome.workflows
@@ -61,11 +64,12 @@ def simulate(arguments: Namespace) -> int:
 
 
 def replay(arguments: Namespace) -> int:
-    plan = plan_of(arguments.seed)
+    plan = plan_of(arguments.seed, projected=PROJECTED[arguments.projected])
     again = partial(run_plan, plant=arguments.plant, as_is=arguments.as_is)
-    outcome = again(plan)
-    if arguments.shrink and outcome.failed:
-        plan, outcome = shrink(plan, outcome, again)
+    with served():
+        outcome = again(plan)
+        if arguments.shrink and outcome.failed:
+            plan, outcome = shrink(plan, outcome, again)
     _show_plan(plan)
     for line in outcome.trace[-arguments.lines :]:
         print(line[:LINE_CHARS])
@@ -85,10 +89,11 @@ def planted(arguments: Namespace) -> int:
         print(f"unknown: {', '.join(unknown)}; the bugs are {', '.join(BUGS)}")
         return 2
     needed: dict[str, int] = {}
-    with _pool(arguments.jobs) as pool:
+    with served(), _pool(arguments.jobs) as pool:
         for name in names:
             started_s = time.monotonic()
-            found = _find(pool, name, arguments.seeds, arguments.jobs)
+            projected = True if BUGS[name].projected else PROJECTED[arguments.projected]
+            found = _find(pool, name, arguments.seeds, arguments.jobs, projected)
             took_s = time.monotonic() - started_s
             if found is None:
                 print(f"{name:34} not found in {arguments.seeds} seeds ({took_s:.0f} s)", flush=True)
@@ -102,12 +107,13 @@ def planted(arguments: Namespace) -> int:
     return 0 if len(needed) == len(names) else 1
 
 
-def _find(pool: Any, name: str, seeds: int, jobs: int) -> Outcome | None:
+def _find(pool: Any, name: str, seeds: int, jobs: int, projected: bool | None) -> Outcome | None:
     """The first seed, in their order, that shows the bug."""
-    work = partial(_run, plant=name, as_is=False)
+    work = partial(_run, plant=name, as_is=False, projected=projected)
+    without = {"plant": None, "as_is": False, "projected": projected}
     for outcome in _each(pool, work, _seeds(1, seeds, None), jobs):
         # A seed that fails without the bug, too, has found something else.
-        if outcome.failed and not pool.apply(_run, (outcome.seed,), {"plant": None, "as_is": False}).failed:
+        if outcome.failed and not pool.apply(_run, (outcome.seed,), without).failed:
             return outcome
     return None
 
@@ -140,9 +146,9 @@ def _settle() -> None:
     gc.freeze()
 
 
-def _run(seed: int, *, plant: str | None, as_is: bool) -> Outcome:
+def _run(seed: int, *, plant: str | None, as_is: bool, projected: bool | None) -> Outcome:
     try:
-        outcome = run(seed, plant=plant, as_is=as_is)
+        outcome = run(seed, plant=plant, as_is=as_is, projected=projected)
     except Exception:  # noqa: BLE001 - a run that breaks is a run that failed, and the next ones go on
         outcome = Outcome(seed, [("harness", traceback.format_exc())], 0, Counter(), 0, 0.0, 0.0, "")
     if not outcome.failed:
@@ -152,6 +158,7 @@ def _run(seed: int, *, plant: str | None, as_is: bool) -> Outcome:
 
 def _show(outcome: Outcome, arguments: Namespace) -> None:
     options = (f" --plant {arguments.plant}" if arguments.plant else "") + (" --as-is" if arguments.as_is else "")
+    options += f" --projected {arguments.projected}" if arguments.projected != "some" else ""
     print(f"--- seed {outcome.seed} failed")
     for line in outcome.trace[-TRACE_LINES:]:
         print(line[:LINE_CHARS])

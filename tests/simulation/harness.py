@@ -9,6 +9,7 @@ import asyncio
 import gc
 import random
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from sagalog.engine.audit import verify
+from sagalog.engine.projection.projector import projected
+from sagalog.engine.projection.verification import ProjectedRows
 from sagalog.infra.simulation import SimulatedClock, SimulationLoop
 from sagalog.schemas.codec import decode_object
 from sagalog.topics.log import TopicPartition
@@ -24,11 +27,13 @@ from sagalog.topics.simulated import SimulatedKafka
 
 from .checkers import Evidence, check
 from .cluster import PROBE, TOPICS, Cluster, ended_ids
+from .database import Network, SqlFaults
 from .definitions import ALL_AGENTS
 from .known import KNOWN
 from .patch import Patch
 from .plan import Plan, plan_of
-from .planted import BUGS
+from .planted_projection import BUGS
+from .postgres import TABLES, Database, database
 from .trace import Trace
 from .world import World
 
@@ -37,6 +42,8 @@ END_S: Final = 600.0
 STILL_S: Final = 200.0
 """... and within which something ends at least: a clock that is a minute behind and an outage may come together."""
 STOP_S: Final = 120.0
+PROJECT_S: Final = 120.0
+"""After the last record: an orphaned transaction holds its locks for a minute."""
 STEP_S: Final = 0.5
 
 
@@ -61,13 +68,14 @@ class Outcome:
         return bool(self.problems)
 
 
-def run(seed: int, *, plant: str | None = None, as_is: bool = False) -> Outcome:
+def run(seed: int, *, plant: str | None = None, as_is: bool = False, projected: bool | None = None) -> Outcome:
     """Runs the plan of a seed; `plant` is the name of a bug to plant, `as_is` leaves known bugs unmended."""
-    return run_plan(plan_of(seed), plant=plant, as_is=as_is)
+    return run_plan(plan_of(seed, projected=projected), plant=plant, as_is=as_is)
 
 
 def run_plan(plan: Plan, *, plant: str | None = None, as_is: bool = False) -> Outcome:
     started_s = time.perf_counter()
+    rows = database(TOPICS.prefix) if plan.projectors else None
     with _no_collector(), Patch() as patch:
         for mend in () if as_is else KNOWN:
             mend(patch)
@@ -75,11 +83,16 @@ def run_plan(plan: Plan, *, plant: str | None = None, as_is: bool = False) -> Ou
             BUGS[plant].plant(patch)
         rng = random.Random(f"run/{plan.seed}")
         loop = SimulationLoop(random.Random(rng.random()) if plan.shuffled else None)
+        network = None
+        if rows is not None:
+            network = Network(rows, TOPICS.prefix, loop, random.Random(f"database/{plan.seed}"))
         asyncio.set_event_loop(loop)
         try:
             with Trace(loop) as trace:
-                outcome = _simulate(plan, loop, trace, rng)
+                outcome = _simulate(plan, loop, trace, rng, network)
         finally:
+            if network is not None:
+                network.close()
             asyncio.set_event_loop(None)
             loop.close()
         del loop
@@ -87,12 +100,12 @@ def run_plan(plan: Plan, *, plant: str | None = None, as_is: bool = False) -> Ou
     return outcome
 
 
-def _simulate(plan: Plan, loop: SimulationLoop, trace: Trace, rng: random.Random) -> Outcome:
+def _simulate(plan: Plan, loop: SimulationLoop, trace: Trace, rng: random.Random, network: Network | None) -> Outcome:
     problems: list[tuple[str, str]]
     statuses: Counter[str] = Counter()
     kafka = SimulatedKafka(SimulatedClock(loop), random.Random(rng.random()))
     try:
-        evidence = loop.run_until_complete(_run(plan, loop, kafka, trace, rng))
+        evidence = loop.run_until_complete(_run(plan, loop, kafka, trace, rng, network))
         trace.note("CHECK")
         problems = check(evidence)
         statuses.update(result["status"] for result in evidence.results.values())
@@ -112,14 +125,23 @@ def _simulate(plan: Plan, loop: SimulationLoop, trace: Trace, rng: random.Random
     )
 
 
-async def _run(plan: Plan, loop: SimulationLoop, kafka: SimulatedKafka, trace: Trace, rng: random.Random) -> Evidence:
+async def _run(
+    plan: Plan,
+    loop: SimulationLoop,
+    kafka: SimulatedKafka,
+    trace: Trace,
+    rng: random.Random,
+    network: Network | None,
+) -> Evidence:
     definitions = {definition.hash: definition for definition in (*plan.definitions, *plan.changes, PROBE)}
     world = World(plan, loop, definitions, random.Random(rng.random()))
-    cluster = Cluster(plan, loop, kafka, world, trace, random.Random(rng.random()))
+    cluster = Cluster(plan, loop, kafka, world, trace, random.Random(rng.random()), network)
     await cluster.build()
     for name, value in plan.log_faults.items():
         # A copy: a plan is run more than once, and healing clears the faults.
         setattr(kafka.faults, name, dict(value) if isinstance(value, dict) else value)
+    if network is not None:
+        network.faults = SqlFaults(**plan.sql_faults)
     await cluster.break_things()
     await asyncio.sleep(max(0.0, plan.chaos_ms / 1000 - loop.time()))
     cluster.heal()
@@ -128,7 +150,17 @@ async def _run(plan: Plan, loop: SimulationLoop, kafka: SimulatedKafka, trace: T
     # The last engine may have taken over what the first gave up, and sent again what was open.
     await _end_commands(plan, loop, kafka, cluster)
     await cluster.stop(STOP_S, "host")
-    reports = await verify(kafka.log("auditor"), TOPICS)
+    tables = None
+    if network is None:
+        reports = await verify(kafka.log("auditor"), TOPICS)
+    else:
+        await _end_projection(plan, loop, kafka, cluster, network.database)
+        await cluster.stop(STOP_S, "projector")
+        sql = network.sql()
+        await sql.open()
+        reports = await verify(kafka.log("auditor"), TOPICS, rows=ProjectedRows(sql))
+        await sql.close()
+        tables = {table: network.database.rows(table) for table in (*TABLES, "stepped_back")}
     return Evidence(
         plan=plan,
         kafka=kafka,
@@ -138,6 +170,7 @@ async def _run(plan: Plan, loop: SimulationLoop, kafka: SimulatedKafka, trace: T
         acked=list(cluster.acked),
         sent=cluster.sent,
         reports=reports,
+        tables=tables,
         said=cluster.problems,
         bugs=[*trace.bugs, *loop.failures],
     )
@@ -231,6 +264,29 @@ async def _end_commands(plan: Plan, loop: SimulationLoop, kafka: Any, cluster: C
         await asyncio.sleep(STEP_S)
 
 
+async def _end_projection(plan: Plan, loop: SimulationLoop, kafka: Any, cluster: Cluster, rows: Database) -> None:
+    """Until every record is in the database, or the time is up."""
+    until_s = loop.time() + PROJECT_S
+    while left := _unprojected(plan, kafka, rows):
+        if loop.time() > until_s:
+            cluster.problems.append(f"{PROJECT_S:g} s after the last record: {left}")
+            return
+        await asyncio.sleep(STEP_S)
+
+
+def _unprojected(plan: Plan, kafka: Any, rows: Database) -> str:
+    positions = {(row["topic"], row["partition"]): row["next_offset"] for row in rows.rows("position")}
+    for topic in projected(TOPICS):
+        partition = 0
+        while kafka.partition(TopicPartition(topic, partition)) is not None:
+            records = kafka.records(topic, partition)
+            position = positions.get((topic, partition), 0)
+            if records and position <= records[-1].offset:
+                return f"{topic}/{partition} is projected up to {position} of {records[-1].offset + 1}"
+            partition += 1
+    return ""
+
+
 def _fingerprint(kafka: SimulatedKafka, trace: Trace) -> str:
     found = blake2b(trace.hash().encode(), digest_size=8)
     for topic in sorted(kafka.topics()):
@@ -250,6 +306,9 @@ def _no_collector() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()
+        with warnings.catch_warnings():
+            # Killed processes have made coroutines that nobody awaits, when their `finally` blocks were run at last.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            gc.collect()
         if was:
             gc.enable()

@@ -20,6 +20,8 @@ CHAOS_MS_MAX: Final = 20_000
 WORKFLOWS_MAX: Final = 120
 ACCOUNTS: Final = 5
 BALANCE: Final = 100
+PROJECTED_EVERY: Final = 5
+"""PostgreSQL is real, and costs more than all that is simulated."""
 
 
 class Kind(StrEnum):
@@ -51,6 +53,18 @@ class Kind(StrEnum):
     """`amount` records that cannot be read, or belong to no workflow."""
     STORM = "storm"
     """The engines' group is told `amount` times to join anew, and now and then that its members' sessions are over."""
+    DATABASE_DOWN = "database_down"
+    """PostgreSQL is away for `for_ms`: every session ends."""
+    DATABASE_SILENT = "database_silent"
+    """For `for_ms` nothing gets through to PostgreSQL or back, and neither side is told."""
+    DATABASE_EMPTIED = "database_emptied"
+    """PostgreSQL is away for `for_ms`, and its rows are for ever: it was restored from nothing."""
+    PROJECTOR_JOINS = "projector_joins"
+    """One projector more, for `for_ms`."""
+    PROJECTOR_STORM = "projector_storm"
+    """As `STORM`, of the projectors' group."""
+    HEALTH = "health"
+    """`amount` records of the topic `health`: reports, agents that are forgotten, and some that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +156,22 @@ class Plan:
     """Arguments of the simulated Kafka's `Faults`."""
     changes: tuple[Definition, ...] = ()
     """Other versions of the definitions, to which workflows are moved."""
+    projectors: int = 0
+    """Without any there is no database either."""
+    sql_faults: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the database's `SqlFaults`."""
 
 
-def plan_of(seed: int) -> Plan:
-    """The plan of a seed. One in eight is without faults, and one in eight without misbehaving agents."""
+def plan_of(seed: int, *, projected: bool | None = None) -> Plan:
+    """The plan of a seed. One in eight is without faults, and one in eight without misbehaving agents.
+
+    `projected`: with projectors and a database. By default one seed in PROJECTED_EVERY is.
+    """
+    plan = _plan_of(seed)
+    return with_projectors(plan) if (seed % PROJECTED_EVERY == 0 if projected is None else projected) else plan
+
+
+def _plan_of(seed: int) -> Plan:
     rng = random.Random(seed)
     chaos_ms = rng.randint(3_000, CHAOS_MS_MAX)
     engines = rng.randint(1, 3)
@@ -326,4 +352,76 @@ def _log_faults(rng: random.Random) -> dict[str, Any]:
         "leader_change": rng.choice((0.0, 0.0, 0.01 * level)),
         "rebalance": rng.choice((0.0, 0.0, 0.05 * level)),
         "session_timeout": rng.choice((0.0, 0.0, 0.02 * level)),
+    }
+
+
+def with_projectors(plan: Plan) -> Plan:
+    """The plan with a database and what goes wrong with it, from a stream of chance of its own: all else stays as it was."""
+    rng = random.Random(f"projection/{plan.seed}")
+    projectors = rng.randint(1, 2)
+    calm = not plan.faults
+    faults = [] if calm else _projection_faults(rng, plan.chaos_ms, projectors)
+    return replace(
+        plan,
+        projectors=projectors,
+        faults=tuple(sorted((*plan.faults, *faults), key=lambda fault: fault.at_ms)),
+        sql_faults={} if calm else _sql_faults(rng),
+    )
+
+
+def _projection_faults(rng: random.Random, chaos_ms: int, projectors: int) -> list[Fault]:
+    machines = [f"projector-{n}" for n in range(projectors)]
+    weights = {
+        Kind.KILL: 5,
+        Kind.FREEZE: 4,
+        Kind.STOP: 1,
+        Kind.CLOCK_STEP: 1,
+        Kind.DATABASE_DOWN: 2,
+        Kind.DATABASE_SILENT: 2,
+        Kind.DATABASE_EMPTIED: 1,
+        Kind.PROJECTOR_JOINS: 3,
+        Kind.PROJECTOR_STORM: 2,
+        Kind.HEALTH: 4,
+    }
+    kinds = [kind for kind in weights if rng.random() < 0.6] or [Kind.KILL]
+    found = []
+    for _ in range(rng.randint(1, 10)):
+        (kind,) = rng.choices(kinds, [weights[kind] for kind in kinds])
+        at_ms = rng.randint(200, chaos_ms)
+        match kind:
+            case Kind.DATABASE_DOWN | Kind.DATABASE_EMPTIED:
+                fault = Fault(at_ms, kind, for_ms=rng.choice((50, 1_000, 8_000)))
+            case Kind.DATABASE_SILENT:
+                fault = Fault(at_ms, kind, for_ms=rng.choice((200, 5_000, 20_000)))
+            case Kind.PROJECTOR_JOINS:
+                fault = Fault(at_ms, kind, for_ms=rng.choice((200, 2_000, 10_000)))
+            case Kind.PROJECTOR_STORM:
+                fault = Fault(at_ms, kind, amount=rng.randint(2, 8))
+            case Kind.HEALTH:
+                fault = Fault(at_ms, kind, amount=rng.randint(1, 12))
+            case _:
+                fault = _fault(rng, kind, at_ms, machines)
+        found.append(fault)
+    return found
+
+
+def _sql_faults(rng: random.Random) -> dict[str, Any]:
+    """For `SqlFaults`. A transaction is some twenty exchanges and one commit."""
+
+    def some(most: float) -> float:
+        return most * rng.random() ** 2 if rng.random() < 0.5 else 0.0
+
+    level = rng.choice((0.0, 0.2, 1.0))
+    if not level:
+        return {}
+    return {
+        "refused": some(0.3 * level),
+        "lost": some(0.004 * level),
+        "answer_lost": some(0.004 * level),
+        "commit_lost": some(0.05 * level),
+        "commit_answer_lost": some(0.1 * level),
+        "left_open": some(0.5),
+        "conflict": some(0.004 * level),
+        "slow": some(0.02 * level),
+        "slow_ms": rng.choice(((20, 200), (100, 3_000))),
     }

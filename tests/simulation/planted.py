@@ -51,6 +51,8 @@ class Bug:
     name: str
     mistake: str
     plant: Callable[[Patch], None]
+    projected: bool = False
+    """It is looked for in seeds with projectors only."""
 
 
 BUGS: Final[dict[str, Bug]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from sagalog.schemas.codec import encode
 from sagalog.schemas.commands import parse_command
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import TYPE_OF, FailureKind, StepCompleted, StepFailed, Timer, TimerFired, encode_event
@@ -59,6 +60,34 @@ def forged(kafka: Any, topics: Topics, partitions: int, rng: random.Random, coun
         )
         headers = [("ce_type", TYPE_OF[type(event)].encode()), ("ce_id", f"{command.command_id}/forged".encode())]
         found.append((topics.events, partition, Out(command.workflow_id.encode(), encode_event(event), headers)))
+    return found
+
+
+def health(kafka: Any, topics: Topics, partitions: int, rng: random.Random, count: int) -> Records:
+    """What the watch would report of agents, now and then forgetting one; and what no projector can read."""
+    at_ms = kafka.clock.now_ms()
+    found: Records = []
+    for number in range(count):
+        agent = rng.choice(("a0", "a1", "a\0"))
+        if rng.random() < 0.15:
+            headers = [("ce_id", f"garbage-health-{number}".encode())]
+            value = rng.choice((b"{", b"{}", b'{"agent":""}', b'{"agent":"a0","at_ms":-1}', b"\xff"))
+            found.append((topics.health, 0, Out(agent.encode(), value, headers)))
+        elif rng.random() < 0.3:
+            found.append((topics.health, 0, Out(agent.encode(), None, [("ce_id", b"forgotten")])))
+        else:
+            failed = rng.randrange(5)
+            record = {
+                "agent": agent,
+                "at_ms": at_ms + number,
+                "window_ms": 60_000,
+                "ok": 5 - failed,
+                "failed": failed,
+                "error_rate": failed / 5,
+                "alert": failed > 2,
+                "since_ms": at_ms,
+            }
+            found.append((topics.health, 0, Out(agent.encode(), encode(record), [("ce_id", b"health")])))
     return found
 
 

@@ -49,6 +49,10 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, log_faults={})
         for name in plan.log_faults:
             yield replace(plan, log_faults={key: value for key, value in plan.log_faults.items() if key != name})
+    if plan.sql_faults:
+        yield replace(plan, sql_faults={})
+        for name in plan.sql_faults:
+            yield replace(plan, sql_faults={key: value for key, value in plan.sql_faults.items() if key != name})
     if plan.rates != Rates():
         yield replace(plan, rates=Rates())
     if plan.shuffled:
