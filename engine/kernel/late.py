@@ -59,11 +59,13 @@ def landed_after_the_end(
         return False
     if event.token != ids.token(state.seed, _command(state, event.step, event)):
         return False
-    state.now_ms, state.at_offset = max(state.now_ms, record.time_ms), record.offset
+    ended_at, state.at_offset = state.at_offset, record.offset
+    state.now_ms = max(state.now_ms, record.time_ms)
     state.unsettled = [other for other in state.unsettled if other != attempt]
     details = {"attempt": event.attempt, "agent": event.agent, "output": event.output}
     message = f"step {event.step!r} was done after all, after the workflow had ended {state.status}: nothing undoes it"
     review(state, "late_result", message, event.step, effects, details)
+    state.at_offset = ended_at  # a stub is of its end: the result of that offset must still count
     return True
 
 

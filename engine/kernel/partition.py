@@ -193,6 +193,7 @@ class Partition:
             effects.append(Ignored(Reason.STOPPED, type(event).__name__))
             return
         clock_before, offset_before, effects_before = state.now_ms, state.at_offset, len(effects)
+        ended_before = state.terminal
         # The broker's clock may step back (a new leader); a workflow's must not.
         state.now_ms = max(state.now_ms, record.time_ms)
         state.at_offset = record.offset
@@ -233,6 +234,9 @@ class Partition:
         if len(effects) == effects_before + 1 and type(effects[-1]) is Ignored:
             state.now_ms, state.at_offset = clock_before, offset_before
             return
+        if ended_before and state.terminal:
+            # A stub is of its end, whatever is noted in it later: the result, which is of that offset, must still count.
+            state.at_offset = offset_before
         self._touch(state.workflow_id)
         if state.status is not WorkflowStatus.WAITING:
             self.waiting.discard(state.workflow_id)

@@ -42,6 +42,7 @@ from .state import (
     StepState,
     Trigger,
     WorkflowState,
+    did_by_itself,
     move_undo,
     undo_agent,
     undo_agents,
@@ -408,7 +409,8 @@ def _to_undo(step: StepState, plan: Plan) -> bool:
     # A step whose outcome is unknown may have had its effect: it is undone like one that is known to have had it. What a
     # fallback agent did in its place has to be undone, too (`undo_agents`); a default or a constant did nothing.
     done = step.stand_in is not None and (step.stand_in.startswith("fallback:") or step.stand_in == DEGRADED_CHILD)
-    return step.status is StepStatus.DONE or step.unknown or done
+    own = did_by_itself(step, spec) or (step.status is StepStatus.DONE and spec.compensate.agent is not None)
+    return own or step.unknown or done
 
 
 def _how_it_ended(state: WorkflowState) -> Trigger:

@@ -414,6 +414,12 @@ class WorkflowState:
         return longest
 
 
+def did_by_itself(step: StepState, spec: PlanStep) -> bool:
+    """Whether the step is done, and not by hand in place of a workflow: that one had undone what it did."""
+    by_hand = spec.child is not None and step.stand_in == "operator"
+    return step.status is StepStatus.DONE and not by_hand
+
+
 def undo_agents(step: StepState, spec: PlanStep) -> list[str]:
     """Who undoes a step, one after the other: the agent that the definition names for it, else whoever did it or may have."""
     assert spec.compensate is not None
@@ -421,7 +427,7 @@ def undo_agents(step: StepState, spec: PlanStep) -> list[str]:
         return [spec.compensate.agent]
     present = spec.agent_of(step)
     stand_in = step.stand_in or ""
-    did_it = step.status is StepStatus.DONE or stand_in.startswith("fallback:") or stand_in == DEGRADED_CHILD
+    did_it = did_by_itself(step, spec) or stand_in.startswith("fallback:") or stand_in == DEGRADED_CHILD
     # The newest first, as everywhere: a fallback agent, then those of which nobody can say whether they did it before.
     found = dict.fromkeys([*([present] if did_it else ()), *reversed(step.suspects)])
     return list(found) or [present]

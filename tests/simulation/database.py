@@ -324,7 +324,9 @@ class LinkCursor(psycopg.AsyncCursor[Row]):
             with link.arrived():
                 await super().execute(CONFLICT, prepare=False)
         # No await between the look at the others and the statement: what is decided here must still be so there.
-        while link.in_transaction and network.others(link):
+        # What the transaction is to be waits for nobody, and is said before anything else.
+        settles = str(query).startswith("SET TRANSACTION")
+        while link.in_transaction and not settles and network.others(link):
             link.pgconn.exec_(b"SAVEPOINT turn; SET LOCAL lock_timeout = %d" % REAL_WAIT_MS)
             try:
                 with link.arrived():

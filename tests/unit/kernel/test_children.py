@@ -28,6 +28,7 @@ from sagalog.schemas.events import (
     Action,
     CancelRequested,
     ChildEnded,
+    Decision,
     FailureKind,
     OnDuplicate,
     Parent,
@@ -545,3 +546,32 @@ def test_a_later_run_has_children_of_its_own_and_hands_on_tenant_and_priority() 
     child_does(driver, "send", "second", child=child.workflow_id)
     driver.deliver()
     assert driver.state.steps[0].output == "second"
+
+
+def held() -> Driver:
+    """A parent whose child's step failed for good, and is held."""
+    driver = started(Definition(name="order", steps=(by_child("ship", when_failed="review"), step("thank", "ship"))))
+    child_does(driver, "pick", fails=True)
+    driver.deliver()
+    return driver
+
+
+def test_a_step_done_by_hand_in_place_of_its_child_is_not_undone_by_that() -> None:
+    driver = held()
+    driver.decide("ship", Decision.COMPLETE, "by hand")
+    found = result(driver.fail("thank", FailureKind.TERMINAL))
+    assert (found["status"], found["steps"][0]["undo"]["status"]) == ("failed", "not_needed")
+
+
+def test_a_stub_stays_of_the_offset_of_its_end() -> None:
+    driver = started()
+    child_does(driver, "pick")
+    child_does(driver, "send")
+    driver.deliver()
+    ended = driver.partition.get(CHILD)
+    assert ended is not None
+    at_offset = ended.at_offset
+    driver.done("thank")
+    driver.deliver()
+    let_go = driver.partition.get(CHILD)
+    assert let_go is not None and let_go.report is None and let_go.at_offset == at_offset
