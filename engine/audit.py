@@ -28,6 +28,7 @@ from sagalog.engine.kernel.effects import (
 )
 from sagalog.engine.kernel.partition import Partition
 from sagalog.engine.kernel.record import Record
+from sagalog.engine.kernel.schedules import dump_schedule
 from sagalog.engine.kernel.state import dump
 from sagalog.engine.runtime.digest import Digest
 from sagalog.engine.runtime.outputs import result, to_record
@@ -185,6 +186,16 @@ def _compare_checkpoints(
             _note(differ, f"workflow {workflow_id}: its checkpoint {_difference(found, raw)}")
         else:
             report.checkpoints += 1
+    for key, schedule in fold.schedules.items():
+        raw = encode(dump_schedule(schedule))
+        digest.put(key, raw)
+        found = checkpoints.pop(key, None)
+        if found is None:
+            _note(differ, f"schedule {schedule.name}: no checkpoint; the fold says {schedule.status}")
+        elif found != raw:
+            _note(differ, f"schedule {schedule.name}: its checkpoint {_difference(found, raw)}")
+        else:
+            report.checkpoints += 1
     report.workflows = len(digest)
     for workflow_id in checkpoints:
         _note(differ, f"workflow {workflow_id}: a checkpoint that the log knows nothing of")
@@ -244,6 +255,8 @@ def _expected_rows(fold: Partition, results: dict[str, dict[str, Any]]) -> dict[
         assert state is not None
         if not state.terminal:
             expected[workflow_id] = decode_object(encode(dump(state, fold.plan_of(state))))
+    for key, schedule in fold.schedules.items():
+        expected[key] = decode_object(encode(dump_schedule(schedule)))
     return expected
 
 

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from sagalog.infra.clock import Rng, SystemRng
+from sagalog.engine import schedules
+from sagalog.infra.clock import Clock, Rng, SystemClock, SystemRng
 from sagalog.schemas import records
 from sagalog.schemas.codec import check_json, decode_object
 from sagalog.schemas.definitions import Definition, parse_definition
@@ -32,14 +33,22 @@ from sagalog.schemas.events import (
     Event,
     MigrationRequested,
     OnDuplicate,
+    Overlap,
+    ScheduleAction,
     SignalReceived,
     StepDecided,
     WorkflowStarted,
     encode_event,
 )
 from sagalog.schemas.identity import check_identity, check_priority
-from sagalog.schemas.ids import Direction, check_name, check_workflow_id, split_item, start_id
-from sagalog.schemas.limits import CORRELATION_ID_CHARS_MAX, DEADLINE_MS_MAX, PAYLOAD_BYTES_MAX, SEED_BYTES_MAX
+from sagalog.schemas.ids import Direction, check_name, check_workflow_id, run_id, split_item, start_id
+from sagalog.schemas.limits import (
+    CATCH_UP_MS_DEFAULT,
+    CORRELATION_ID_CHARS_MAX,
+    DEADLINE_MS_MAX,
+    PAYLOAD_BYTES_MAX,
+    SEED_BYTES_MAX,
+)
 from sagalog.schemas.records import DEFINITION_KEY, TYPE_START_ANSWERED, ResultRecord, StartAnsweredRecord
 from sagalog.topics.log import Consumer, Log, Out, Producer, TopicPartition, header
 from sagalog.topics.partitioner import partition_of
@@ -88,11 +97,20 @@ class DuplicateStart(SagalogError):
 class Client:
     """A connection to one sagalog (one prefix). Use it as an asynchronous context manager."""
 
-    def __init__(self, log: Log, topics: Topics, *, rng: Rng | None = None, source: str = "sagalog/client") -> None:
+    def __init__(
+        self,
+        log: Log,
+        topics: Topics,
+        *,
+        rng: Rng | None = None,
+        source: str = "sagalog/client",
+        clock: Clock | None = None,
+    ) -> None:
         self._log = log
         self._topics = topics
         self._rng = rng or SystemRng()
         self._source = source
+        self._clock = clock or SystemClock()
         self._producer: Producer | None = None
         self._partitions = 0
         self._definitions: dict[str, Definition] = {}
@@ -351,6 +369,64 @@ class Client:
         sent = self._rng.hex(32)
         await self._append(workflow_id, MigrationRequested(f"{found.name}@{found.hash}", who, reason), sent)
         return sent
+
+    # --- schedules
+
+    async def set_schedule(
+        self,
+        name: str,
+        *,
+        definition: str,
+        cron: str,
+        who: str,
+        zone: str = "UTC",
+        input: Any = None,
+        overlap: Overlap = Overlap.SKIP,
+        catch_up_ms: int = CATCH_UP_MS_DEFAULT,
+        jitter_ms: int = 0,
+        paused: bool = False,
+    ) -> int:
+        """Makes a schedule, or changes the one of that name; returns its first due time, in milliseconds since the epoch.
+
+        `definition` is a name (the newest at each start) or `name@hash`. One that is paused stays so until it is resumed.
+        Raises InvalidRecord (with the field), UnknownDefinition, LogError.
+        """
+        key, event, next_ms = schedules.setting(
+            name,
+            definition=definition,
+            cron=cron,
+            zone=zone,
+            who=who,
+            now_ms=self._clock.now_ms(),
+            input=input,
+            overlap=overlap,
+            catch_up_ms=catch_up_ms,
+            jitter_ms=jitter_ms,
+            paused=paused,
+        )
+        check_start(await self.definition(definition), run_id(name, next_ms), input)
+        await self._append(key, event, self._rng.hex(32))
+        return next_ms
+
+    async def pause_schedule(self, name: str, *, reason: str, who: str) -> None:
+        """Nothing starts at its due times until it is resumed. Raises InvalidRecord, LogError."""
+        key, event = schedules.acting(name, ScheduleAction.PAUSE, reason=reason, who=who)
+        await self._append(key, event, self._rng.hex(32))
+
+    async def resume_schedule(self, name: str, *, reason: str, who: str) -> None:
+        """What was due meanwhile is left out. Raises InvalidRecord, LogError."""
+        key, event = schedules.acting(name, ScheduleAction.RESUME, reason=reason, who=who)
+        await self._append(key, event, self._rng.hex(32))
+
+    async def trigger_schedule(self, name: str, *, reason: str, who: str) -> None:
+        """A run now, beside the due times, as its overlap policy allows. Raises InvalidRecord, LogError."""
+        key, event = schedules.acting(name, ScheduleAction.TRIGGER, reason=reason, who=who)
+        await self._append(key, event, self._rng.hex(32))
+
+    async def remove_schedule(self, name: str, *, reason: str, who: str) -> None:
+        """Ends a schedule; the run that goes on is left alone. Raises InvalidRecord, LogError."""
+        key, event = schedules.removing(name, reason=reason, who=who)
+        await self._append(key, event, self._rng.hex(32))
 
     async def wait(self, workflow_id: str, *, timeout_s: float) -> ResultRecord:
         """The workflow's result, once it has ended. Raises WaitTimeout.

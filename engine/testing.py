@@ -21,6 +21,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from difflib import unified_diff
 from functools import partial
 from types import TracebackType
@@ -32,13 +33,15 @@ from sagalog.schemas.definitions import Definition
 from sagalog.schemas.errors import SagalogError
 from sagalog.schemas.events import Action, Decision
 from sagalog.schemas.ids import Direction
-from sagalog.schemas.records import FailureRecord, MissingRecord, ResultRecord, StepRecord
+from sagalog.schemas.records import SCHEDULE_KEY, FailureRecord, MissingRecord, ResultRecord, StepRecord
+from sagalog.schemas.statuses import ScheduleStatus
 from sagalog.topics.provision import provision
 from sagalog.topics.simulated import SimulatedKafka
 from sagalog.topics.specs import Topics, all_specs
 
 from .audit import replay, told
 from .client import Client, WaitTimeout
+from .kernel.schedules import dump_schedule
 from .kernel.state import NEVER
 from .migrating import outcome
 from .runtime.engine import Engine
@@ -166,7 +169,9 @@ class SagaTest:
         await provision(log, _TOPICS, all_specs(sorted(self._agents)), partitions=self._partitions, replication=1)
         self._start("engine", self._run_engine)
         self._start("host", self._run_host)
-        self.client = Client(log, _TOPICS, rng=SimulatedRng(f"{self._seed}/client"), source="sagalog/test")
+        self.client = Client(
+            log, _TOPICS, rng=SimulatedRng(f"{self._seed}/client"), source="sagalog/test", clock=self._own
+        )
         await self.client.__aenter__()
         for definition in self._definitions:
             await self.client.register(definition)
@@ -236,9 +241,23 @@ class SagaTest:
         """Lets all go on that can without time passing: until everything waits for a timer, a signal or a person."""
         self.do(self._settle())
 
-    def advance(self, *, seconds: float) -> None:
-        """Lets time pass: all that is due by then happens."""
-        self.do(self._advance(int(seconds * 1000)))
+    def advance(self, *, seconds: float = 0, days: float = 0) -> None:
+        """Lets time pass: all that is due by then happens, the due times of schedules among it."""
+        self.do(self._advance(int((seconds + days * 86_400) * 1000)))
+
+    def schedule(self, name: str, definition: str, cron: str, **options: Any) -> datetime:
+        """Sets a schedule as `Client.set_schedule` does, and returns its first due time."""
+        first_ms = self.do(self.client.set_schedule(name, definition=definition, cron=cron, who=WHO, **options))
+        self.settle()
+        return datetime.fromtimestamp(first_ms / 1000, UTC)
+
+    def schedule_state(self, name: str) -> Mapping[str, Any]:
+        """A schedule as its checkpoint has it: `status`, `next_ms`, `runs`, `skips`, `started`, `skipped`, ..."""
+        for machine in self._machines():
+            found = machine.fold_state.schedules.get(SCHEDULE_KEY + name)
+            if found is not None:
+                return dump_schedule(found)
+        raise SagalogError(f"there is no schedule {name!r}")
 
     def signal(self, workflow_id: str, name: str, payload: Any = None) -> None:
         self.do(self.client.signal(workflow_id, name, payload, who=WHO))
@@ -394,7 +413,7 @@ class SagaTest:
             left_ms = until_ms - self._own.now_ms()
             if left_ms <= 0:
                 return
-            due_in_ms = self._due_in_ms()
+            due_in_ms = self._due_in_ms(schedules=True)
             self._jump(left_ms if due_in_ms is None else min(left_ms, due_in_ms))
         raise NothingMoves(f"{ms:,} ms have not passed after {JUMPS_MAX:,} timers")
 
@@ -403,14 +422,21 @@ class SagaTest:
         for clock in self._clocks:
             clock.step_ms(max(0, ms) + 1)
 
-    def _due_in_ms(self) -> int | None:
-        """When the next timer of a workflow that has not ended is due; None without one."""
+    def _due_in_ms(self, *, schedules: bool = False) -> int | None:
+        """When the next timer of a workflow that has not ended is due, or of a schedule; None without one."""
         due = [
             state.due_ms()
             for machine in self._machines()
             for workflow_id in machine.fold_state.ids()
             if (state := machine.fold_state.get(workflow_id)) is not None and not state.terminal
         ]
+        if schedules:
+            due += [
+                found.due_ms()
+                for machine in self._machines()
+                for found in machine.fold_state.schedules.values()
+                if found.status is ScheduleStatus.ACTIVE
+            ]
         next_ms = min(due, default=NEVER)
         return None if next_ms == NEVER else max(0, next_ms - self._own.now_ms())
 

@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from .codec import decode_object
 from .errors import InvalidRecord
 from .ids import Direction
-from .limits import EVENT_DEPTH_MAX
+from .limits import CATCH_UP_MS_DEFAULT, DUE_TIMES_MAX, EVENT_DEPTH_MAX
 from .statuses import WorkflowStatus
 
 TYPE_PREFIX: Final = "sagalog."
@@ -97,7 +97,7 @@ class Timer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """Of a workflow that does a step of another one: whose, and what it may use."""
+    """Of a workflow that does a step of another one: whose, and what it may use. Of a schedule's run: the schedule's key."""
 
     workflow_id: str
     root: str
@@ -288,6 +288,81 @@ class StepDecided:
     direction: Direction = Direction.EXECUTE
 
 
+class Overlap(StrEnum):
+    """What becomes of a schedule's due time while a run of its goes on."""
+
+    SKIP = "skip"
+    """It is left out, and counted."""
+    BUFFER_ONE = "buffer_one"
+    """One run waits for the end of the one that goes on; further due times are left out meanwhile."""
+    ALLOW = "allow"
+    """Runs go on side by side."""
+    CANCEL_RUNNING = "cancel_running"
+    """The run that goes on is cancelled, and what it did undone; then the new one starts."""
+    TERMINATE_RUNNING = "terminate_running"
+    """The run that goes on is terminated; then the new one starts."""
+
+
+class ScheduleAction(StrEnum):
+    """What somebody asks of a schedule."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    TRIGGER = "trigger"
+    """Now, beside its due times; also of one that is paused."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleSet:
+    """A schedule as it is to be from now on; its name is in the key. Runs that go on are left alone."""
+
+    definition: str
+    """A name (the newest at each start) or `name@hash`."""
+    cron: str
+    zone: str
+    who: str
+    next_ms: Int | None = None
+    """When it is due first, by its writer's time-zone data; None when never."""
+    input: Any = None
+    overlap: Overlap = Overlap.SKIP
+    catch_up_ms: Int = CATCH_UP_MS_DEFAULT
+    """A due time that was missed for longer than this is left out."""
+    jitter_ms: Int = 0
+    """Each run starts up to so much later; how much follows from the due time."""
+    paused: Annotated[bool, Field(strict=True)] = False
+    """It begins paused. One that is paused already stays so."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleActed:
+    """A person acts on a schedule."""
+
+    action: ScheduleAction
+    reason: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleRemoved:
+    """The schedule is over. Runs that go on are left alone."""
+
+    reason: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleDue:
+    """Engine event: a schedule's next due time has come, and perhaps some that were missed."""
+
+    epoch: Int
+    due_ms: Annotated[tuple[Int, ...], Field(max_length=DUE_TIMES_MAX)]
+    """The due times since the last such event, ascending; the first is the one that the state waits for."""
+    next_ms: Int | None = None
+    """The one after them, by the owner's time-zone data; None when there is none any more."""
+    problem: str | None = None
+    """The owner cannot tell its due times (its time-zone data does not know the zone): the schedule is paused."""
+
+
 @dataclass(frozen=True, slots=True)
 class MigrationRequested:
     """Somebody moves a running workflow to another hash of its definition. `definition` as in a start, better with its hash."""
@@ -376,6 +451,10 @@ Event = (
     | ActionRequested
     | StepDecided
     | MigrationRequested
+    | ScheduleSet
+    | ScheduleActed
+    | ScheduleRemoved
+    | ScheduleDue
     | TimerFired
     | AttemptLost
     | AttemptRefused
@@ -396,6 +475,10 @@ KINDS: Final[dict[str, type[Any]]] = {
     "sagalog.action-requested.v1": ActionRequested,
     "sagalog.step-decided.v1": StepDecided,
     "sagalog.migration-requested.v1": MigrationRequested,
+    "sagalog.schedule-set.v1": ScheduleSet,
+    "sagalog.schedule-acted.v1": ScheduleActed,
+    "sagalog.schedule-removed.v1": ScheduleRemoved,
+    "sagalog.schedule-due.v1": ScheduleDue,
     "sagalog.timer-fired.v1": TimerFired,
     "sagalog.attempt-lost.v1": AttemptLost,
     "sagalog.attempt-refused.v1": AttemptRefused,

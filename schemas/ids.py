@@ -4,6 +4,7 @@ Rule: every effect's id is a function of (workflow, run, step, attempt, directio
 """
 
 import re
+from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Final
@@ -90,6 +91,13 @@ def child_id(workflow_id: str, step: str, attempt: int, run: int = FIRST_RUN) ->
     digest = blake2b(found.encode(), digest_size=16).hexdigest()
     kept = workflow_id.encode()[: WORKFLOW_ID_BYTES_MAX - len(digest) - 1].decode(errors="ignore")
     return f"{kept}~{digest}"
+
+
+def run_id(schedule: str, due_ms: int) -> str:
+    """The id of the workflow that a schedule starts for a due time: the same for every time it is started."""
+    at = datetime.fromtimestamp(due_ms // 1000, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
+    millis = due_ms % 1000
+    return f"{schedule}/{at}{f'.{millis:03}' if millis else ''}Z"
 
 
 def idempotency_key(workflow_id: str, step: str, run: int = FIRST_RUN) -> str:

@@ -58,6 +58,25 @@ HEARD_KEPT_MAX: Final = 100
 
 MIGRATIONS_KEPT_MAX: Final = 10
 """Moves to another definition that a workflow's state remembers, the newest; the log has them all."""
+CRON_CHARS_MAX: Final = 200
+ZONE_CHARS_MAX: Final = 100
+SCHEDULES_MAX: Final = 1_000
+"""Schedules in one partition; a further one is ignored. Each is in memory for as long as it exists."""
+CATCH_UP_MS_DEFAULT: Final = 60_000
+CATCH_UP_MS_MIN: Final = 10_000
+"""Less would leave out what is merely late: a take-over, or a clock that lags."""
+CATCH_UP_MS_MAX: Final = 366 * 24 * 3600 * 1000
+JITTER_MS_MAX: Final = 24 * 3600 * 1000
+FIRST_DUE_AGO_MS_MAX: Final = 24 * 3600 * 1000
+"""How long before it was set a schedule's first due time may lie: the writer may have waited for the broker."""
+DUE_TIMES_MAX: Final = 500
+"""Due times in one event; after a longer outage several events follow one another."""
+CATCH_UP_RUNS_MAX: Final = 100
+"""Runs that one such event starts, for the newest due times; the older ones are missed."""
+RUNS_GOING_MAX: Final = 100
+"""Runs of one schedule that go on side by side."""
+RUNS_KEPT_MAX: Final = 20
+"""Runs that have ended, and due times without a run, that a schedule remembers, the newest of each."""
 
 FAILURE_MESSAGE_CHARS_MAX: Final = 500
 FAILURE_DETAILS_BYTES_MAX: Final = 16_384

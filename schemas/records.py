@@ -29,6 +29,7 @@ NO_SERVICE: Final = "@none"
 MARKER_KEY: Final = "@marker"
 DEFINITION_KEY: Final = "@definition/"
 OWNER_KEY: Final = "@owner"
+SCHEDULE_KEY: Final = "@schedule/"
 """Keys of the engine's own records in workflow-keyed topics; no workflow id starts with '@'."""
 
 
@@ -300,6 +301,77 @@ class CheckpointRecord(TypedDict):
     next: NotRequired[NextRecord]
     steps: NotRequired[list[StepRecord]]
     withheld: NotRequired[list[WithheldRecord]]
+
+
+class ScheduleRunRecord(TypedDict):
+    """One run of a schedule."""
+
+    id: str
+    """Of its workflow."""
+    due_ms: int
+    started_ms: int
+    status: str
+    """`running` until the workflow has ended, then how it ended."""
+    finished_ms: NotRequired[int]
+    triggered_by: NotRequired[str]
+    """Who asked for it beside the due times."""
+    token: NotRequired[str]
+    """What the report of its end must return, as long as it goes on."""
+
+
+class ScheduleSkipRecord(TypedDict):
+    """A due time without a run, and why: `overlap`, `missed`, `paused`, `full`, `removed`."""
+
+    due_ms: int
+    why: str
+
+
+class ScheduleWaitingRecord(TypedDict):
+    """A run that waits for the end of the one before."""
+
+    id: str
+    due_ms: int
+    triggered_by: NotRequired[str]
+
+
+class ScheduleRecord(TypedDict):
+    """`checkpoints`, key = @schedule/NAME: a schedule's state at an offset."""
+
+    v: int
+    name: str
+    status: str
+    definition: str
+    cron: str
+    zone: str
+    overlap: str
+    catch_up_ms: int
+    seed: str
+    set_by: str
+    set_ms: int
+    now_ms: int
+    at_offset: int
+    input: NotRequired[Any]
+    jitter_ms: NotRequired[int]
+    next_ms: NotRequired[int]
+    last_due_ms: NotRequired[int]
+    """The newest due time that was dealt with."""
+    resumed_ms: NotRequired[int]
+    """Due times before were left out because it was paused."""
+    paused: NotRequired[PausedRecord]
+    removed: NotRequired[PausedRecord]
+    """By whom, why and when."""
+    forget_ms: NotRequired[int]
+    waiting: NotRequired[ScheduleWaitingRecord]
+    runs: NotRequired[list[ScheduleRunRecord]]
+    """Those that go on, and the newest 20 that have ended; the oldest first."""
+    skips: NotRequired[list[ScheduleSkipRecord]]
+    """The newest 20."""
+    started: int
+    """Runs since it was first set."""
+    skipped: NotRequired[dict[str, int]]
+    """Due times without a run, by why."""
+    heard: list[str]
+    """Ids of what was said of it and counted, the newest last."""
 
 
 class MarkerRecord(TypedDict):

@@ -83,3 +83,11 @@ class CircuitStatus(StrEnum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half_open"
+
+
+class ScheduleStatus(StrEnum):
+    ACTIVE = "active"
+    PAUSED = "paused"
+    """Nothing starts at its due times until somebody resumes it."""
+    REMOVED = "removed"
+    """It is over; remembered so that what was said of it is not heard a second time."""

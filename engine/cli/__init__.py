@@ -14,7 +14,7 @@ from sagalog.engine.client import DuplicateStart, TopicsMissing, UnknownDefiniti
 from sagalog.schemas.errors import InvalidRecord, SagalogError
 from sagalog.topics.log import LogError
 
-from . import audit, migrating, people, processes, setup, workflows
+from . import audit, migrating, people, processes, schedules, setup, workflows
 from .context import NotFound
 from .output import error_line
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 processes.register(app)
 workflows.register(app)
 people.register(app)
+schedules.register(app)
 audit.register(app)
 migrating.register(app)
 setup.register(app)

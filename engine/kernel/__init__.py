@@ -21,7 +21,8 @@ Where things are
 resume, terminate), `runs` (several under one id), `migration` (to another definition), `children` (workflows that do a step of
 another one) - `progress` (what follows: next steps, compensation) with `waits` (steps without an agent), `items` (steps that map),
 `reconcile` (did an attempt happen?), `fallbacks` and `budgets` - `closing` (what is written down when something ends) - `partition`
-(the records of one partition: ownership, definitions, quarantine) - `circuits` (the other fold: call outcomes to circuit states).
+(the records of one partition: ownership, definitions, quarantine) - `schedules` (what starts workflows by the clock) - `circuits`
+(the other fold: call outcomes to circuit states).
 
 To add an event kind: a dataclass in `schemas.events`, a function in the module of its family, a `case` in `partition`. To
 add a policy: a field of `schemas.definitions.Step`, and one function in `attempts` or `progress` that reads it.

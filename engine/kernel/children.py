@@ -24,7 +24,7 @@ from sagalog.schemas.events import (
 )
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, PAYLOAD_BYTES_MAX, PRIORITY_DEFAULT, REMEMBER_MS
-from sagalog.schemas.records import ParentRecord, ReportRecord
+from sagalog.schemas.records import SCHEDULE_KEY, ParentRecord, ReportRecord
 from sagalog.schemas.statuses import StepStatus, WorkflowStatus
 
 from . import budgets
@@ -191,8 +191,13 @@ def report(state: WorkflowState, output: Any, missing: list[str], effects: list[
                 found["message"] = "; ".join(missing)[:FAILURE_MESSAGE_CHARS_MAX]
     elif state.failure is not None:
         found["kind"], found["message"] = state.failure["kind"], state.failure["message"]
+    by_schedule = of_schedule(parent)
+    if by_schedule:
+        found.pop("output", None)  # it has no use for that
     state.report = found
     tell(state, effects)
+    if by_schedule:
+        state.report = None
 
 
 def tell(state: WorkflowState, effects: list[Effect]) -> None:
@@ -259,7 +264,13 @@ def parent_ended(state: WorkflowState, event: ParentEnded) -> Reason | None:
 
 def awaited(state: WorkflowState) -> bool:
     """Whether the workflow does a step of another one, which may still ask something of it."""
-    return state.parent is not None and not state.parent.get("over", False)
+    parent = state.parent
+    return parent is not None and not parent.get("over", False) and not of_schedule(parent)
+
+
+def of_schedule(parent: ParentRecord) -> bool:
+    """Whether a schedule started the workflow: it only wants to hear of the end, and nothing is kept for it."""
+    return parent["workflow_id"].startswith(SCHEDULE_KEY)
 
 
 def may_be_undone(state: WorkflowState, plan: Plan | None) -> bool:

@@ -28,6 +28,10 @@ from sagalog.schemas.events import (
     Owned,
     ParentEnded,
     Quarantined,
+    ScheduleActed,
+    ScheduleDue,
+    ScheduleRemoved,
+    ScheduleSet,
     SignalReceived,
     StepCompleted,
     StepDecided,
@@ -38,9 +42,11 @@ from sagalog.schemas.events import (
     parse_event,
 )
 from sagalog.schemas.ids import FIRST_RUN, check_workflow_id
+from sagalog.schemas.limits import SCHEDULES_MAX
+from sagalog.schemas.records import SCHEDULE_KEY
 from sagalog.schemas.statuses import WorkflowStatus
 
-from . import attempts, children, control, late, people, runs, starts, timers
+from . import attempts, children, control, late, people, runs, schedules, starts, timers
 from .closing import review
 from .effects import (
     ClaimLost,
@@ -54,6 +60,7 @@ from .effects import (
 )
 from .plan import Plan, compile_plan
 from .record import Record
+from .schedules import ScheduleEvent, ScheduleState, restore_schedule
 from .state import WorkflowState, restore
 
 _OF_ONE_RUN: Final = frozenset({TimerFired, AttemptLost, AttemptRefused, Quarantined})
@@ -76,6 +83,8 @@ class Partition:
         """Checkpoints of workflows that nobody changes; decoded (into `hot`, too) when somebody looks."""
         self.waiting: set[str] = set()
         """Ids of the workflows that wait for a definition."""
+        self.schedules: dict[str, ScheduleState] = {}
+        """By their keys; never at rest, as there are few."""
         self.touched: dict[str, None] = {}
         """Ids whose checkpoint changed since the last cut, in the order of the change; a forgotten one has no state left."""
 
@@ -124,6 +133,9 @@ class Partition:
         if waiting:
             self.waiting.add(workflow_id)
 
+    def load_schedule(self, key: str, raw: bytes) -> None:
+        self.schedules[key] = restore_schedule(orjson.loads(raw))
+
     # --- the fold
 
     def apply(self, record: Record, effects: list[Effect]) -> None:
@@ -160,12 +172,17 @@ class Partition:
             case DefinitionRegistered():
                 self._registered(event, record, effects)
                 return
-            case TimerFired() | AttemptLost() | AttemptRefused() | Quarantined():
+            case ScheduleSet() | ScheduleActed() | ScheduleRemoved():
+                pass
+            case ScheduleDue() | TimerFired() | AttemptLost() | AttemptRefused() | Quarantined():
                 if event.epoch != self.epoch:
                     effects.append(Ignored(Reason.OLD_EPOCH, type(event).__name__))
                     return
         if workflow_id is None:
             effects.append(Quarantine(None, "key: is missing; the key of an event is its workflow's id", "decode"))
+            return
+        if workflow_id.startswith(SCHEDULE_KEY) and isinstance(event, ScheduleEvent):
+            self._schedule(workflow_id, event, record, effects)
             return
         state = self.get(workflow_id)
         if isinstance(event, WorkflowStarted):
@@ -229,6 +246,8 @@ class Partition:
                 people.heard(state, plan, event, record, effects, self._named(event.definition))
             case Quarantined():
                 people.stopped(state, event, effects)
+            case ScheduleSet() | ScheduleActed() | ScheduleRemoved() | ScheduleDue():
+                effects.append(Ignored(Reason.UNKNOWN_SCHEDULE, type(event).__name__))  # under a workflow's key
             case WorkflowStarted() | DefinitionRegistered() | Owned():
                 raise AssertionError("handled before")
         if len(effects) == effects_before + 1 and type(effects[-1]) is Ignored:
@@ -300,6 +319,18 @@ class Partition:
         if state.status is WorkflowStatus.WAITING:
             self.waiting.add(before.workflow_id)
 
+    def _schedule(self, key: str, event: ScheduleEvent, record: Record, effects: list[Effect]) -> None:
+        found = self.schedules.get(key)
+        before = len(effects)
+        after = schedules.apply(key, found, event, record, len(self.schedules) < SCHEDULES_MAX, effects)
+        if len(effects) == before + 1 and type(effects[-1]) is Ignored:
+            return
+        if after is None:
+            del self.schedules[key]
+        else:
+            self.schedules[key] = after
+        self._touch(key)
+
     def _owned(self, event: Owned, effects: list[Effect]) -> None:
         if event.epoch > self.epoch:
             self.epoch, self.member = event.epoch, event.member
@@ -348,6 +379,10 @@ class Partition:
         self.newest[plan.name] = plan.hash
 
     def _stop_broken(self, workflow_id: str | None, reason: str, record: Record, effects: list[Effect]) -> None:
+        if workflow_id in self.schedules:
+            schedules.break_off(self.schedules[workflow_id], reason, record, effects)
+            self._touch(workflow_id)
+            return
         state = self.hot.get(workflow_id) if workflow_id is not None else None
         if state is None or state.terminal or state.status is WorkflowStatus.QUARANTINED:
             return

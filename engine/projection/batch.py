@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from sagalog.schemas.codec import decode_object
 from sagalog.schemas.errors import InvalidRecord
-from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY, TYPE_START_ANSWERED
+from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY, SCHEDULE_KEY, TYPE_START_ANSWERED
 from sagalog.topics.log import Message, TopicPartition, header
 from sagalog.topics.specs import Topics
 
@@ -42,6 +42,7 @@ REVIEW: Final = Table("review", rows.ReviewRow._fields, ("review_merge",))
 DEAD_LETTER: Final = Table("dead_letter", rows.DeadLetterRow._fields, ("dead_letter_merge",))
 DEFINITION: Final = Table("definition", rows.DefinitionRow._fields, ("definition_merge",))
 AGENT_HEALTH: Final = Table("agent_health", rows.HealthRow._fields, ("agent_health_merge",))
+SCHEDULE: Final = Table("schedule", rows.ScheduleRow._fields, ("schedule_merge",))
 MARKER: Final = Table("marker", rows.MarkerRow._fields, ("marker_merge",))
 
 
@@ -72,12 +73,14 @@ class Batch:
     unknown_keys: int = 0
     forgotten_circuits: set[str] = field(default_factory=set)
     forgotten_health: set[str] = field(default_factory=set)
+    forgotten_schedules: set[str] = field(default_factory=set)
     _workflows: dict[str, _Workflow] = field(default_factory=dict)
     _circuits: dict[str, rows.CircuitRow] = field(default_factory=dict)
     _reviews: dict[str, rows.ReviewRow] = field(default_factory=dict)
     _dead_letters: dict[str, rows.DeadLetterRow] = field(default_factory=dict)
     _definitions: dict[str, rows.DefinitionRow] = field(default_factory=dict)
     _health: dict[str, rows.HealthRow] = field(default_factory=dict)
+    _schedules: dict[str, rows.ScheduleRow] = field(default_factory=dict)
     _markers: dict[tuple[str, int], rows.MarkerRow] = field(default_factory=dict)
 
     def add(self, message: Message) -> None:
@@ -107,6 +110,7 @@ class Batch:
             (DEAD_LETTER, list(self._dead_letters.values())),
             (DEFINITION, list(self._definitions.values())),
             (AGENT_HEALTH, list(self._health.values())),
+            (SCHEDULE, list(self._schedules.values())),
             (MARKER, list(self._markers.values())),
         ]
         return [(table, staged) for table, staged in found if staged]
@@ -151,6 +155,8 @@ class Batch:
             _keep_newer(self._markers, (row.topic, row.partition), row, row.at_offset)
         elif key.startswith(DEFINITION_KEY):
             self._definition(message, key.removeprefix(DEFINITION_KEY))
+        elif key.startswith(SCHEDULE_KEY):
+            self._schedule(message, key.removeprefix(SCHEDULE_KEY))
         else:
             # A newer engine's own; it is no workflow in any case.
             self.unknown_keys += 1
@@ -159,6 +165,15 @@ class Batch:
         # A definition that was taken back is still that of the workflows that run on it.
         if message.value is not None and hash_ not in self._definitions:
             self._definitions[hash_] = rows.definition_row(hash_, self._decoded(message))
+
+    def _schedule(self, message: Message, name: str) -> None:
+        if message.value is None:
+            self._schedules.pop(name, None)
+            self.forgotten_schedules.add(name)
+        else:
+            row = rows.schedule_row(self._decoded(message), message.partition)
+            self.forgotten_schedules.discard(row.name)
+            _keep_newer(self._schedules, row.name, row, row.at_offset)
 
     def _circuit(self, message: Message) -> None:
         key = self._key(message)

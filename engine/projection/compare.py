@@ -17,9 +17,11 @@ from .rows import (
     CompensationRow,
     Rank,
     Record,
+    ScheduleRow,
     StepRow,
     WorkflowRow,
     compensation_rows,
+    schedule_row,
     step_rows,
     without_nul,
     workflow_row,
@@ -67,6 +69,23 @@ def expected_rows(workflow_id: str, record: Record, partition: int) -> WorkflowR
         {row.step: _from_staged(row) for row in step_rows(workflow_id, record)},
         {row.step: _from_staged(row) for row in compensation_rows(workflow_id, record)},
     )
+
+
+def expected_schedule(record: Record, partition: int) -> dict[str, Any]:
+    """What a schedule's checkpoint should have become. Raises InvalidRecord, as the projector would have."""
+    return _from_staged(schedule_row(without_nul(dict(record)), partition))
+
+
+async def fetch_schedules(sql: Sql, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The rows of the schedules named; those that the database does not know are left out."""
+    async with sql.transaction(snapshot=True) as transaction:
+        found = await transaction.fetch("rows_schedules", {"names": list(names)})
+    return {row["name"]: _from_stored(row) for row in found}
+
+
+def schedule_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """One line per value that is not as expected."""
+    return _compare("schedule", expected, found)
 
 
 async def fetch_rows(sql: Sql, workflow_ids: Sequence[str] | None = None) -> dict[str, WorkflowRows]:
@@ -151,11 +170,16 @@ _JSON_COLUMNS: Final = frozenset(
         "attributes",
         "next",
         "migrated",
+        "skipped",
+        "waiting",
+        "runs",
+        "skips",
+        "removed",
     }
 )
 
 
-def _from_staged(row: WorkflowRow | StepRow | CompensationRow) -> dict[str, Any]:
+def _from_staged(row: WorkflowRow | StepRow | CompensationRow | ScheduleRow) -> dict[str, Any]:
     return {
         name: canonical(orjson.loads(value) if name in _JSON_COLUMNS and value is not None else value)
         for name, value in row._asdict().items()

@@ -346,6 +346,8 @@ async def _merge(transaction: Transaction, batch: Batch, written: dict[str, int]
         await transaction.execute("circuit_forget", {"keys": sorted(batch.forgotten_circuits)})
     if batch.forgotten_health:
         await transaction.execute("agent_health_forget", {"keys": sorted(batch.forgotten_health)})
+    if batch.forgotten_schedules:
+        await transaction.execute("schedule_forget", {"keys": sorted(batch.forgotten_schedules)})
     for table, rows in staged:
         touched = 0
         for query in table.merges:

@@ -209,6 +209,38 @@ class Circuit:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    name: str
+    status: str
+    definition: str
+    cron: str
+    zone: str
+    overlap: str
+    next_at: datetime | None
+    running: int
+    """How many of its workflows go on."""
+    started: int
+    skipped: dict[str, int] | None
+    """Due times without a run, by why."""
+    waiting: dict[str, Any] | None
+    runs: list[dict[str, Any]] | None
+    """{id, due_ms, started_ms, status, finished_ms, triggered_by} each, the oldest first."""
+    skips: list[dict[str, Any]] | None
+    """{due_ms, why} each, the oldest first."""
+    paused: dict[str, Any] | None
+    removed: dict[str, Any] | None
+    """{who, reason, at_ms}"""
+    input: Any
+    catch_up_ms: int
+    jitter_ms: int
+    set_by: str
+    set_at: datetime
+    updated_at: datetime
+    partition: int
+    at_offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lag:
     """One partition. `end_offset` is -1 until a projector has looked; `age_s` is how long ago one last wrote."""
 
@@ -314,6 +346,12 @@ async def lag(sql: Sql) -> list[Lag]:
 
 async def circuits(sql: Sql) -> list[Circuit]:
     return [_as(Circuit, row) for row in await _fetch(sql, "circuits_list")]
+
+
+async def schedules(sql: Sql, *, name: str | None = None, limit: int = 50) -> list[Schedule]:
+    """By name; all, or the one of that name."""
+    _check_limit(limit)
+    return [_as(Schedule, row) for row in await _fetch(sql, "schedules_list", {"name": name, "limit": limit})]
 
 
 async def health(sql: Sql) -> list[Health]:

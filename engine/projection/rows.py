@@ -20,7 +20,14 @@ from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import Decision
 from sagalog.schemas.ids import FIRST_RUN, item_name
 from sagalog.schemas.limits import PRIORITY_DEFAULT, PRIORITY_MAX, TIME_MS_MAX
-from sagalog.schemas.statuses import TERMINAL, CircuitStatus, StepStatus, UndoStatus, WorkflowStatus
+from sagalog.schemas.statuses import (
+    TERMINAL,
+    CircuitStatus,
+    ScheduleStatus,
+    StepStatus,
+    UndoStatus,
+    WorkflowStatus,
+)
 
 INTEGER_MAX: Final = 2**31 - 1
 OFFSET_MAX: Final = 2**63 - 1
@@ -204,6 +211,32 @@ class HealthRow(NamedTuple):
     since_ms: int
 
 
+class ScheduleRow(NamedTuple):
+    name: str
+    partition: int
+    at_offset: int
+    status: str
+    definition: str
+    cron: str
+    zone: str
+    overlap: str
+    catch_up_ms: int
+    jitter_ms: int
+    input: Json
+    next_ms: int | None
+    started: int
+    skipped: Json
+    running: int
+    waiting: Json
+    runs: Json
+    skips: Json
+    paused: Json
+    removed: Json
+    set_by: str
+    set_ms: int
+    updated_ms: int
+
+
 class MarkerRow(NamedTuple):
     topic: str
     partition: int
@@ -218,6 +251,7 @@ class MarkerRow(NamedTuple):
 _WORKFLOW_STATUSES: Final = {str(status): status in TERMINAL for status in WorkflowStatus}
 _STEP_STATUSES: Final = frozenset(map(str, StepStatus))
 _UNDO_STATUSES: Final = frozenset(map(str, UndoStatus))
+_SCHEDULE_STATUSES: Final = frozenset(map(str, ScheduleStatus))
 _CIRCUIT_STATUSES: Final = frozenset(map(str, CircuitStatus))
 _HAVE_OUTPUT: Final = frozenset({str(StepStatus.DONE), str(StepStatus.DEGRADED)})
 
@@ -502,6 +536,39 @@ def health_row(record: Record) -> HealthRow:
         _number(record, "error_rate"),
         record.get("alert") is True,
         _time(record, "since_ms"),
+    )
+
+
+def schedule_row(record: Record, partition: int) -> ScheduleRow:
+    """A schedule's row, of its checkpoint. What the reports of its runs are believed by is left out."""
+    status = _text(record, "status")
+    if status not in _SCHEDULE_STATUSES:
+        raise _unknown("status", status)
+    runs = [{name: value for name, value in run.items() if name != "token"} for run in _objects(record, "runs")]
+    return ScheduleRow(
+        _key(_text(record, "name"), "name"),
+        partition,
+        _integer(record, "at_offset", OFFSET_MAX, -1),
+        status,
+        _text(record, "definition"),
+        _text(record, "cron"),
+        _text(record, "zone"),
+        _text(record, "overlap"),
+        _integer(record, "catch_up_ms", OFFSET_MAX),
+        _integer_or_none(record, "jitter_ms", OFFSET_MAX) or 0,
+        _json(record.get("input")),
+        _time_or_none(record, "next_ms"),
+        _integer(record, "started", OFFSET_MAX),
+        _json(_object_or_none(record, "skipped")),
+        sum(run.get("status") == "running" for run in runs),
+        _json(_object_or_none(record, "waiting")),
+        _json(runs or None),
+        _json(_objects(record, "skips") or None),
+        _json(_object_or_none(record, "paused")),
+        _json(_object_or_none(record, "removed")),
+        _text(record, "set_by"),
+        _time(record, "set_ms"),
+        _time(record, "now_ms"),
     )
 
 

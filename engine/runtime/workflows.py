@@ -35,6 +35,7 @@ from sagalog.engine.kernel.partition import Partition
 from sagalog.engine.kernel.plan import Plan
 from sagalog.engine.kernel.progress import execute_dispatch, undo_dispatch
 from sagalog.engine.kernel.reconcile import question_dispatch
+from sagalog.engine.kernel.schedules import dump_schedule
 from sagalog.engine.kernel.state import NEVER, WorkflowState, dump, undone_by_child
 from sagalog.engine.kernel.timers import due_timers
 from sagalog.schemas import records
@@ -42,13 +43,13 @@ from sagalog.schemas.codec import decode_object, encode
 from sagalog.schemas.definitions import CircuitPolicy
 from sagalog.schemas.events import AttemptLost, AttemptRefused, FailureKind, Quarantined, TimerFired
 from sagalog.schemas.ids import Direction, command_id
-from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY, MarkerRecord
+from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY, SCHEDULE_KEY, MarkerRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 from sagalog.topics.log import Message, Out, TopicPartition
 from sagalog.topics.partitioner import partition_of
 from sagalog.topics.specs import Topics
 
-from . import outputs
+from . import outputs, schedules
 from .digest import REBUILD, CheckpointsDamaged, Digest
 from .gate import CircuitView, Gate
 from .limits import EVENT_REASON_CHARS_MAX, LOSS_GRACE_MS, OUTCOME_FLUSH_MS
@@ -142,6 +143,7 @@ class WorkflowMachine:
     def stats(self) -> Mapping[str, float]:
         return {
             "workflows": len(self._fold.hot) + len(self._fold.cold),
+            "schedules": len(self._fold.schedules),
             "withheld": self.gate.held,
             "attempts_out": len(self._losses),
             "timers": len(self._timers),
@@ -200,7 +202,10 @@ class WorkflowMachine:
                 waiting = found
             elif name == _WITHHELD:
                 withheld = found
-        self._fold.load_checkpoint(workflow_id, value, waiting=waiting is not None)
+        if workflow_id.startswith(SCHEDULE_KEY):
+            self._fold.load_schedule(workflow_id, value)
+        else:
+            self._fold.load_checkpoint(workflow_id, value, waiting=waiting is not None)
         self._timers.set(workflow_id, int(due) if due is not None else NEVER)
         if watch is not None:
             # From the take-over on: how long the attempts were out already is not known.
@@ -218,6 +223,7 @@ class WorkflowMachine:
 
     def _forget(self, workflow_id: str) -> None:
         self._fold.cold.pop(workflow_id, None)
+        self._fold.schedules.pop(workflow_id, None)
         self._fold.waiting.discard(workflow_id)
         self._timers.set(workflow_id, NEVER)
         self._losses.answered("@" + workflow_id)
@@ -396,8 +402,7 @@ class WorkflowMachine:
         """After a batch: timers of what it touched, and what the next cut has to hold."""
         touched = self._fold.touched
         for workflow_id in touched:
-            state = self._fold.hot.get(workflow_id)
-            self._timers.set(workflow_id, state.due_ms() if state is not None else NEVER)
+            self._timers.set(workflow_id, self._due_ms(workflow_id))
         self._dirty.update(touched)
         touched.clear()
 
@@ -530,7 +535,21 @@ class WorkflowMachine:
     def circuit(self, service: str, view: CircuitView) -> None:
         self.gate.circuit(service, view, self._now_ms)
 
+    def _due_ms(self, key: str) -> int:
+        """When the timer of a workflow or a schedule is due; NEVER without one."""
+        state = self._fold.schedules.get(key) or self._fold.get(key)
+        return state.due_ms() if state is not None else NEVER
+
+    def _fire_schedule(self, key: str, now_ms: int) -> None:
+        found = schedules.fired(self._fold.schedules[key], self._fold.epoch, now_ms)
+        if found is not None:
+            self._append_event(key, *found)
+            self._metrics.timers.inc()
+
     def _fire(self, workflow_id: str, now_ms: int) -> None:
+        if workflow_id in self._fold.schedules:
+            self._fire_schedule(workflow_id, now_ms)
+            return
         state = self._fold.get(workflow_id)
         if state is None:
             return
@@ -546,8 +565,7 @@ class WorkflowMachine:
     def _set_again(self, message: Message) -> None:
         """A timer came too early: this owner's clock is ahead of the broker's, which says how long it still is."""
         workflow_id = (message.key or b"").decode(errors="replace")
-        state = self._fold.get(workflow_id)
-        due_ms = state.due_ms() if state is not None else NEVER
+        due_ms = self._due_ms(workflow_id)
         if due_ms != NEVER:
             self._timers.set(workflow_id, self._now_ms + max(1, due_ms - message.timestamp))
 
@@ -637,6 +655,13 @@ class WorkflowMachine:
         return Cut(offset, found)
 
     def _checkpoint(self, workflow_id: str, resting: dict[str, bytes]) -> Out:
+        schedule = self._fold.schedules.get(workflow_id)
+        if schedule is not None:
+            raw = encode(dump_schedule(schedule))
+            self._digest.put(workflow_id, raw)
+            due_ms = schedule.due_ms()
+            due = [(_DUE, str(due_ms).encode())] if due_ms != NEVER else []
+            return outputs.checkpoint(workflow_id, raw, schedule.at_offset, due)
         state = self._fold.get(workflow_id)
         if state is None:
             self._digest.drop(workflow_id)

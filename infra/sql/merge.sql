@@ -263,6 +263,46 @@ WHERE excluded.at >= t.at
 -- Agents whose health was deleted.
 DELETE FROM agent_health WHERE agent = ANY(%(keys)s)
 
+-- schedule_merge --
+-- The newer offset wins.
+INSERT INTO schedule AS t (
+    name, partition, at_offset, status, definition, cron, zone, overlap, catch_up_ms, jitter_ms, input, next_at, started, skipped,
+    running, waiting, runs, skips, paused, removed, set_by, set_at, updated_at
+)
+SELECT name, partition, at_offset, status, definition, cron, zone, overlap, catch_up_ms, jitter_ms, input,
+       to_timestamp(next_ms / 1000.0), started, skipped, running, waiting, runs, skips, paused, removed, set_by,
+       to_timestamp(set_ms / 1000.0), to_timestamp(updated_ms / 1000.0)
+FROM staging_schedule
+ORDER BY name
+ON CONFLICT (name) DO UPDATE SET
+    partition = excluded.partition,
+    at_offset = excluded.at_offset,
+    status = excluded.status,
+    definition = excluded.definition,
+    cron = excluded.cron,
+    zone = excluded.zone,
+    overlap = excluded.overlap,
+    catch_up_ms = excluded.catch_up_ms,
+    jitter_ms = excluded.jitter_ms,
+    input = excluded.input,
+    next_at = excluded.next_at,
+    started = excluded.started,
+    skipped = excluded.skipped,
+    running = excluded.running,
+    waiting = excluded.waiting,
+    runs = excluded.runs,
+    skips = excluded.skips,
+    paused = excluded.paused,
+    removed = excluded.removed,
+    set_by = excluded.set_by,
+    set_at = excluded.set_at,
+    updated_at = excluded.updated_at
+WHERE excluded.at_offset >= t.at_offset
+
+-- schedule_forget --
+-- Schedules that were removed a while ago.
+DELETE FROM schedule WHERE name = ANY(%(keys)s)
+
 -- marker_merge --
 -- The newer offset wins.
 INSERT INTO marker AS t (topic, partition, at_offset, epoch, member, digest, workflows, definitions)

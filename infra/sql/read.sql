@@ -56,6 +56,12 @@ SELECT * FROM projection_lag ORDER BY topic, partition
 -- By service.
 SELECT * FROM circuits ORDER BY service
 
+-- schedules_list --
+-- By name; `name` NULL: all.
+SELECT * FROM schedules
+WHERE %(name)s::text IS NULL OR name = %(name)s::text
+ORDER BY name LIMIT %(limit)s
+
 -- reviews_list --
 -- Newest first.
 SELECT * FROM reviews
@@ -86,6 +92,13 @@ SELECT workflow_id, step, place, status, attempt, agent, started_at, finished_at
        output, failed_attempts, failures, until_at, escalated, item, tokens, cost
 FROM step
 WHERE workflow_id = ANY(%(ids)s::text[])
+
+-- rows_schedules --
+-- For verify, by name.
+SELECT name, partition, at_offset, status, definition, cron, zone, overlap, catch_up_ms, jitter_ms, input, next_at, started,
+       skipped, running, waiting, runs, skips, paused, removed, set_by, set_at, updated_at
+FROM schedule
+WHERE name = ANY(%(names)s::text[])
 
 -- rows_compensations --
 -- Of one page of workflows.

@@ -39,6 +39,11 @@ CREATE TEMPORARY TABLE IF NOT EXISTS staging_agent_health (
     agent text, at_ms bigint, window_ms bigint, ok bigint, failed bigint, error_rate double precision, alert boolean,
     since_ms bigint
 ) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE IF NOT EXISTS staging_schedule (
+    name text, partition integer, at_offset bigint, status text, definition text, cron text, zone text, overlap text,
+    catch_up_ms bigint, jitter_ms bigint, input jsonb, next_ms bigint, started bigint, skipped jsonb, running integer,
+    waiting jsonb, runs jsonb, skips jsonb, paused jsonb, removed jsonb, set_by text, set_ms bigint, updated_ms bigint
+) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE IF NOT EXISTS staging_marker (
     topic text, partition integer, at_offset bigint, epoch bigint, member text, digest text, workflows bigint, definitions jsonb
 ) ON COMMIT DELETE ROWS;

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -568,3 +569,35 @@ def test_dev_with_what_it_cannot_load_says_so_before_it_starts(stack: Stack, tmp
         assert ended.code == 2
         assert "importing broken failed with ZeroDivisionError: division by zero" in ended.one_sentence()
         assert not place.dev_file.exists()
+
+
+# --- schedules
+
+
+def test_a_schedule_is_set_shown_triggered_and_removed(place: Place, idle: str, called: Callable[..., Ended]) -> None:
+    wanted = ["--definition", idle, "--cron", "0 9 1 1 *", "--zone", "Europe/Berlin", "--catch-up", "1h"]
+    assert called("schedules", "set", "yearly", *wanted).out.startswith("set yearly; due next at 20")
+    assert called("schedules", "trigger", "yearly", "--reason", "now").code == 0
+    assert called("schedules", "pause", "yearly", "--reason", "enough", "--who", "ana").code == 0
+
+    def shown() -> dict[str, Any] | None:
+        rows: list[dict[str, Any]] = called("schedules", "list", "--json").json()
+        return next((row for row in rows if row["name"] == "yearly" and row["status"] == "paused"), None)
+
+    row = until(shown, 20, lambda: "the schedule is not in the projection")
+    assert (row["started"], row["running"], row["catch_up_ms"]) == (1, 1, 3_600_000)
+    (run,) = row["runs"]
+    assert run["id"].startswith("yearly/triggered-") and "token" not in run
+    text = called("schedules", "show", "yearly").out
+    assert "yearly: paused" in text and "paused by ana: enough" in text and run["id"] in text
+    times = called("schedules", "next", "yearly", "--count", "2").out.splitlines()
+    assert len(times) == 2 and all(time.endswith("-01-01T09:00:00+01:00") for time in times)
+
+    assert called("schedules", "remove", "yearly", "--reason", "over").code == 0
+    until(
+        lambda: called("schedules", "show", "yearly", "--json").json()["status"] == "removed",
+        20,
+        lambda: "the schedule was not removed",
+    )
+    assert "there is no schedule 'nope'" in place.sagalog("schedules", "show", "nope").one_sentence()
+    assert place.sagalog("verify").code == 0

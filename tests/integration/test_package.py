@@ -49,7 +49,7 @@ from sagalog.engine.projection.migrations import load_migrations
 from sagalog.engine.projection.sql import queries
 from importlib import resources
 assert "workflow_get" in queries()
-assert [m.version for m in load_migrations()][:4] == [1, 2, 3, 4]
+assert "schedules" in [m.name for m in load_migrations()]
 samples = resources.files("sagalog.agents.invoices") / "samples"
 assert len([one for one in samples.iterdir() if one.name.endswith(".png")]) >= 10
 print(len(queries()))

@@ -27,6 +27,7 @@ from sagalog.engine.projection.migrations import load_migrations, migrate
 from sagalog.engine.projection.postgres import PostgresSql
 from sagalog.engine.projection.projector import PositionLost, PositionMoved, Projector, ProjectorLimits, projected
 from sagalog.engine.projection.sql import MigrationError, SqlError, SqlRefused, SqlUnavailable
+from sagalog.engine.projection.verification import ProjectedRows
 from sagalog.infra.clock import SystemClock, SystemRng
 from sagalog.schemas.definitions import Definition, Sleep, Step, Task, WaitFor, from_input
 from sagalog.schemas.limits import ITEMS_MAX, TIME_MS_MAX
@@ -970,7 +971,7 @@ async def test_many_migrate_at_once_and_one_does_it(world: World) -> None:
     await asyncio.gather(*(sql.migrate() for sql in many))
     await asyncio.gather(*(sql.close() for sql in many))
     assert await world.query("SELECT version, name FROM schema_migrations ORDER BY 1") == [
-        (1, "tables"), (2, "views"), (3, "people"), (4, "items"), (5, "identity"), (8, "migrated"),
+        (1, "tables"), (2, "views"), (3, "people"), (4, "items"), (5, "identity"), (8, "migrated"), (10, "schedules"),
     ]  # fmt: skip
 
 
@@ -1085,3 +1086,34 @@ async def test_errors_say_what_to_do(world: World) -> None:
         async with world.sql.transaction() as transaction:
             await transaction.copy("staging_definition", ("hash",), [("\0",)])
     assert await queries.counts_by_status(world.sql) == {}
+
+
+async def test_a_schedule_is_a_row_that_verify_compares_and_that_goes_when_it_is_forgotten(world: World) -> None:
+    key = "@schedule/daily"
+    record: dict[str, Any] = {
+        "v": 1, "name": "daily", "status": "active", "definition": "order", "cron": "0 9 * * *", "zone": "Europe/Berlin",
+        "overlap": "skip", "catch_up_ms": 60_000, "seed": "s", "set_by": "ann", "set_ms": T0, "now_ms": T0 + 5, "at_offset": 7,
+        "input": {"n": 1.0}, "next_ms": T0 + 1_000, "started": 2, "skipped": {"overlap": 1}, "heard": ["e"],
+        "runs": [{"id": "daily/1", "due_ms": T0, "started_ms": T0, "status": "running", "token": "secret"}],
+        "skips": [{"due_ms": T0, "why": "overlap"}],
+    }  # fmt: skip
+    rows = ProjectedRows(world.sql)
+    async with world.projecting():
+        await world.commit(world.topics.checkpoints, [(key, record), (key, {**record, "at_offset": 9, "started": 3})])
+        await world.caught_up()
+        (found,) = await queries.schedules(world.sql, name="daily")
+        assert (found.started, found.running, found.skipped, found.input) == (3, 1, {"overlap": 1}, {"n": 1})
+        assert found.runs == [{"id": "daily/1", "due_ms": T0, "started_ms": T0, "status": "running"}]
+        assert found.next_at is not None and found.next_at.timestamp() * 1000 == T0 + 1_000
+
+        expected = {key: {**record, "at_offset": 9, "started": 3}}
+        assert (await rows.differences(expected, partition_of(key))).compared == 1
+        wrong = await rows.differences({key: {**expected[key], "cron": "* * * * *"}}, partition_of(key))
+        assert wrong.differences and "schedule.cron" in wrong.differences[0]
+        assert (await rows.differences({key: {**record, "at_offset": 10}}, 0)).behind == 1
+        assert (await rows.differences({key: record}, 0)).newer == 1
+        assert (await rows.differences({"@schedule/other": {**record, "name": "other"}}, 0)).behind == 1
+
+        await world.commit(world.topics.checkpoints, [(key, None)])
+        await world.caught_up()
+        assert await queries.schedules(world.sql) == []

@@ -42,6 +42,7 @@ from sagalog.schemas.events import (
     OnDuplicate,
     Owned,
     Quarantined,
+    ScheduleDue,
     TimerFired,
     WorkflowStarted,
 )
@@ -62,6 +63,7 @@ from .projection import (
 from .questions import Questions
 from .rogue import GHOST
 from .spy import Sent
+from .timetables import schedules_keep_their_times
 from .world import Effect as WorldEffect
 from .world import World
 
@@ -75,7 +77,9 @@ _STARTED: Final = TYPE_OF[WorkflowStarted].encode()
 _ANSWERED: Final = TYPE_START_ANSWERED.encode()
 _REFUSED: Final = TYPE_OF[AttemptRefused].encode()
 _OWNED: Final = TYPE_OF[Owned].encode()
-_OF_OWNERS: Final = {TYPE_OF[kind].encode() for kind in (Owned, TimerFired, AttemptLost, AttemptRefused, Quarantined)}
+_OF_OWNERS: Final = {
+    TYPE_OF[kind].encode() for kind in (Owned, TimerFired, ScheduleDue, AttemptLost, AttemptRefused, Quarantined)
+}
 
 
 @dataclass(slots=True)
@@ -832,6 +836,7 @@ CHECKERS: Final[tuple[Callable[[Evidence], list[str]], ...]] = (
     one_result,
     children_end_with_their_parents,
     starts_are_answered,
+    schedules_keep_their_times,
     refold_is_what_stands_there,
     circuits_are_what_the_outcomes_say,
     a_call_counts_once,

@@ -32,6 +32,7 @@ from .person import operate
 from .plan import Fault, Kind, Plan, Start
 from .rogue import forged, garbage, health, replayed
 from .spy import Sent, SpyLog
+from .timetables import Timetable
 from .trace import Trace
 from .world import World
 
@@ -166,13 +167,15 @@ class Cluster:
 
     async def _starter(self, machine: Machine, stop: asyncio.Event) -> None:
         """Starts and cancels by the plan, with a new client after every error, until each action is done."""
-        actions = _actions(self.plan.starts)
+        actions = sorted([*_actions(self.plan.starts), *_schedule_actions(self.plan.timetables)], key=lambda a: a[0])
         place = tries = 0
         log = self.kafka.log("starter")
         while place < len(actions) and tries < ACTION_TRIES_MAX:
             tries += 1
             try:
-                async with Client(log, TOPICS, rng=self._chance(f"starter/{tries}")) as client:
+                async with Client(
+                    log, TOPICS, rng=self._chance(f"starter/{tries}"), clock=SimulatedClock(self.loop)
+                ) as client:
                     # The changes first: who starts a workflow by its name gets the definition as it was.
                     for definition in (*self.plan.changes, *self.plan.definitions):
                         await client.register(definition)
@@ -189,7 +192,10 @@ class Cluster:
         self.started.set()
         await log.close()
 
-    async def _do(self, client: Client, what: str, start: Start) -> None:
+    async def _do(self, client: Client, what: str, start: Start | Timetable) -> None:
+        if isinstance(start, Timetable):
+            await self._do_schedule(client, what, start)
+            return
         workflow_id, who = start.workflow_id, "simulation"
         match what.split():
             case ["start"]:
@@ -227,6 +233,22 @@ class Cluster:
         except (DuplicateStart, AnswerTimeout) as error:
             self.trace.note(f"{type(error).__name__}: {start.workflow_id}")
         self.acked[start.workflow_id] = None
+
+    async def _do_schedule(self, client: Client, what: str, table: Timetable) -> None:
+        if what == "remove":
+            await client.remove_schedule(table.name, reason="by plan", who="simulation")
+            return
+        await client.set_schedule(
+            table.name,
+            definition=table.definition,
+            cron=table.cron,
+            zone=table.zone,
+            input={"items": [0, 1], "number": 7},
+            overlap=table.overlap,
+            catch_up_ms=table.catch_up_ms,
+            jitter_ms=table.jitter_ms,
+            who="simulation",
+        )
 
     async def _operator(self, machine: Machine, stop: asyncio.Event) -> None:
         log = self.kafka.log("operator")
@@ -453,6 +475,14 @@ def ended_ids(plan: Plan, kafka: Any) -> set[str]:
     """Workflows with a result; answers to starts lie beside them."""
     found = (message for partition in range(plan.partitions) for message in kafka.records(TOPICS.results, partition))
     return {m.key.decode() for m in found if header(m.headers, "ce_type") == TYPE_RESULT.encode()}
+
+
+def _schedule_actions(tables: tuple[Timetable, ...]) -> list[tuple[int, str, Timetable]]:
+    return [
+        action
+        for table in tables
+        for action in ((table.set_at_ms, "set", table), (table.remove_at_ms, "remove", table))
+    ]
 
 
 def _actions(starts: tuple[Start, ...]) -> list[tuple[int, str, Start]]:

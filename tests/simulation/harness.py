@@ -34,6 +34,7 @@ from .patch import Patch
 from .plan import Plan, plan_of
 from .planted_projection import BUGS
 from .postgres import TABLES, Database, database
+from .timetables import is_run
 from .trace import Trace
 from .world import World
 
@@ -217,6 +218,8 @@ def _unfinished(plan: Plan, kafka: Any, cluster: Cluster, probing: asyncio.Task[
         return f"{len(open_)} workflows have not ended: {', '.join(open_[:5])}"
     if commands := _uncommitted(plan, kafka):
         return commands
+    if runs := _runs_going(plan, kafka, ended):
+        return f"{len(runs)} runs of schedules have not ended: {', '.join(runs[:5])}"
     for inputs, checkpoints, partitions in (
         (TOPICS.events, TOPICS.checkpoints, plan.partitions),
         (TOPICS.outcomes, TOPICS.circuits, min(2, plan.partitions)),
@@ -240,6 +243,16 @@ def _replacing(plan: Plan, kafka: Any) -> str:
         if value is not None and "finished_ms" not in decode_object(value):
             return f"a run of {key.decode()} has not ended"
     return ""
+
+
+def _runs_going(plan: Plan, kafka: Any, ended: set[str]) -> list[str]:
+    """What schedules have started, as far as it is in the log."""
+    if not plan.timetables:
+        return []
+    keys = {
+        m.key.decode(errors="replace") for p in range(plan.partitions) for m in kafka.records(TOPICS.events, p) if m.key
+    }
+    return sorted(key for key in keys - ended if is_run(key))
 
 
 def _uncommitted(plan: Plan, kafka: Any) -> str:

@@ -15,6 +15,7 @@ from sagalog.topics.simulated.faults import FAILING
 
 from .changed import changes_of, with_migrations
 from .definitions import BANK, SIGNALS, random_definitions, some_by_needs, with_children
+from .timetables import Timetable, timetables
 
 CHAOS_MS_MAX: Final = 20_000
 WORKFLOWS_MAX: Final = 120
@@ -160,6 +161,7 @@ class Plan:
     """Without any there is no database either."""
     sql_faults: dict[str, Any] = field(default_factory=dict)
     """Arguments of the database's `SqlFaults`."""
+    timetables: tuple[Timetable, ...] = ()
 
 
 def plan_of(seed: int, *, projected: bool | None = None) -> Plan:
@@ -196,6 +198,7 @@ def _plan_of(seed: int) -> Plan:
         faults=() if calm else tuple(_faults(rng, chaos_ms, engines, hosts)),
         log_faults={} if calm else _log_faults(rng),
         changes=changes,
+        timetables=timetables(random.Random(f"{seed}/schedules"), definitions[1:], chaos_ms),
     )
     return replace(plan, starts=with_migrations(seed, plan.starts, definitions, changes))
 

@@ -28,11 +28,13 @@ from sagalog.engine.kernel import (
     progress,
     reconcile,
     runs,
+    schedules,
     state,
     timers,
 )
 from sagalog.engine.kernel.effects import Answered, OwnerChanged, Reason
 from sagalog.engine.kernel.state import NEVER, WorkflowState, move_undo
+from sagalog.engine.runtime import schedules as runtime_schedules
 from sagalog.engine.runtime.engine import Session
 from sagalog.engine.runtime.gate import Gate
 from sagalog.engine.runtime.processor import Phase, Processor
@@ -792,6 +794,39 @@ def timer_believed_too_early(patch: Patch) -> None:
             state.now_ms = true_ms
 
     patch.everywhere(original, fired)
+
+
+# --- schedules
+
+
+@bug
+def runs_of_a_schedule_overlap(patch: Patch) -> None:
+    """At a due time a run starts, whatever goes on."""
+    patch.set(schedules, "_ask", schedules._start)
+
+
+@bug
+def schedule_told_without_its_missed_times(patch: Patch) -> None:
+    """After an outage only the newest due time is told: those between are nowhere."""
+    original = runtime_schedules._due
+
+    def due(state: Any, epoch: int, first: int, now_ms: int) -> Any:
+        told = original(state, epoch, first, now_ms)
+        return told if told.problem is not None else replace(told, due_ms=(told.due_ms[0], *told.due_ms[1:][-1:]))
+
+    patch.set(runtime_schedules, "_due", due)
+
+
+@bug
+def schedule_not_loaded_at_a_take_over(patch: Patch) -> None:
+    """A schedule's checkpoint is passed over when a partition is taken over."""
+    patch.set(partition.Partition, "load_schedule", lambda self, key, raw: None)
+
+
+@bug
+def end_of_a_run_ignored(patch: Patch) -> None:
+    """A schedule does not hear of the ends of its runs."""
+    patch.set(schedules, "_ended", lambda state, event, effects: Reason.NOT_WAITED_FOR)
 
 
 # --- children

@@ -45,6 +45,10 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
                 if name == "faults" or kept:
                     yield replace(plan, **{name: kept})
             size //= 2
+    if plan.timetables:
+        yield replace(plan, timetables=())
+        for table in plan.timetables if len(plan.timetables) > 1 else ():
+            yield replace(plan, timetables=(table,))
     if plan.log_faults:
         yield replace(plan, log_faults={})
         for name in plan.log_faults:

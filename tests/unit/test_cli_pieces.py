@@ -363,6 +363,8 @@ def test_the_documented_commands_are_there() -> None:
         "topics create", "topics list",
         "definitions check", "definitions register", "definitions list", "definitions show", "definitions mermaid",
         "definitions schema",
+        "schedules set", "schedules list", "schedules show", "schedules pause", "schedules resume", "schedules trigger",
+        "schedules remove", "schedules next",
     }  # fmt: skip
 
 

@@ -343,4 +343,5 @@ def test_every_query_that_a_table_needs_is_there() -> None:
     for table in (WORKFLOW, STEP, COMPENSATION, MARKER):
         assert all(merge in known for merge in table.merges)
     assert all(text for text in known.values())
-    assert [migration.version for migration in load_migrations()] == [1, 2, 3, 4, 5, 8]
+    versions = [migration.version for migration in load_migrations()]
+    assert versions == sorted(set(versions)) and versions[:4] == [1, 2, 3, 4]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sagalog.agents import Context, Terminal, Undo, agent
+from sagalog.engine.client import UnknownDefinition
 from sagalog.engine.testing import NothingMoves, SagaTest
 from sagalog.schemas.definitions import (
     Child,
@@ -22,7 +23,7 @@ from sagalog.schemas.definitions import (
     from_input,
     from_step,
 )
-from sagalog.schemas.errors import SagalogError
+from sagalog.schemas.errors import InvalidRecord, SagalogError
 
 DAY_MS = 86_400_000
 reserved: list[str] = []
@@ -286,3 +287,74 @@ def test_two_runs_are_alike() -> None:
             return [t.wait(workflow_id).record for workflow_id in ids]
 
     assert told() == told()
+
+
+# --- schedules
+
+
+def test_a_schedule_runs_through_the_days_and_a_crash() -> None:
+    report = Definition(name="report", steps=(Step(name="write", agent="bank"),))
+    with SagaTest([report], [bank]) as t:
+        first = t.schedule("daily", "report", "0 9 * * *", zone="Europe/Berlin", input={"n": 1})
+        t.advance(days=2)
+        t.crash_engine()
+        t.advance(days=1)
+        state = t.schedule_state("daily")
+
+        assert (first.hour, first.minute) in ((7, 0), (8, 0)), "nine in Berlin"
+        assert [run["status"] for run in state["runs"]] == ["completed"] * 3
+        assert (state["started"], state.get("skips", [])) == (3, [])
+        ended = t.wait(state["runs"][0]["id"])
+        assert ended.output == {"write": {"charged": {"n": 1}}}
+        with pytest.raises(SagalogError, match="no schedule 'nightly'"):
+            t.schedule_state("nightly")
+
+
+def test_a_run_that_goes_on_is_skipped_over_and_a_pause_holds() -> None:
+    slow = Definition(name="slow", steps=(Step(name="nap", sleep=Sleep(ms=90 * 60_000)),))
+    with SagaTest([slow]) as t:
+        t.schedule("hourly", "slow", "0 * * * *")
+        t.advance(seconds=4 * 3_600)
+        state = t.schedule_state("hourly")
+        assert (state["started"], state["skipped"]) == (2, {"overlap": 2})
+
+        t.do(t.client.pause_schedule("hourly", reason="enough", who="test"))
+        t.advance(days=1)
+        assert t.schedule_state("hourly")["started"] == 2
+        t.do(t.client.trigger_schedule("hourly", reason="once more", who="test"))
+        t.do(t.client.resume_schedule("hourly", reason="go on", who="test"))
+        t.settle()
+        state = t.schedule_state("hourly")
+        assert state["skipped"]["paused"] == 24
+        t.do(t.client.remove_schedule("hourly", reason="over", who="test"))
+        t.advance(days=8)
+        with pytest.raises(SagalogError, match="no schedule"):
+            t.schedule_state("hourly")
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("cron", {"cron": "0 9 * *"}),
+        ("zone", {"zone": "Berlin"}),
+        ("schedule", {"name": "No Name"}),
+        ("catch_up_ms", {"catch_up_ms": 0}),
+        ("jitter_ms", {"jitter_ms": -1}),
+        ("overlap", {"overlap": "both"}),
+        ("who", {"who": "x" * 501}),
+        ("input", {"input": 7}),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_refused_with_the_field(field: str, options: dict[str, Any]) -> None:
+    typed = Definition(name="typed", steps=(Step(name="a", agent="bank"),), input_schema={"type": "object"})
+    given = {"name": "daily", "definition": "typed", "cron": "0 9 * * *", "input": {}, "who": "test"} | options
+    with SagaTest([typed], [bank]) as t:
+        name = given.pop("name")
+        with pytest.raises(InvalidRecord) as refused:
+            t.do(t.client.set_schedule(name, **given))
+        assert refused.value.field == field
+
+
+def test_a_schedule_of_a_definition_that_nobody_registered_is_refused() -> None:
+    with SagaTest([ORDER], [stock, bank]) as t, pytest.raises(UnknownDefinition):
+        t.schedule("daily", "nope", "0 9 * * *")

@@ -33,6 +33,7 @@ from sagalog.engine.kernel.effects import (
     ReviewNeeded,
     StartAnswered,
 )
+from sagalog.engine.kernel.schedules import dump_schedule
 from sagalog.engine.kernel.state import NEVER, WorkflowState, dump
 from sagalog.engine.kernel.timers import due_timers
 from sagalog.schemas import ids
@@ -64,7 +65,7 @@ from sagalog.schemas.events import (
     encode_event,
 )
 from sagalog.schemas.ids import Direction
-from sagalog.schemas.records import TYPE_OUTCOME
+from sagalog.schemas.records import SCHEDULE_KEY, TYPE_OUTCOME
 from sagalog.schemas.statuses import UndoStatus
 
 WORKFLOW = "wf-1"
@@ -80,6 +81,7 @@ class Taken:
     step: set[tuple[str | None, str]] = field(default_factory=set)
     undo: set[tuple[str | None, str]] = field(default_factory=set)
     circuit: set[tuple[str | None, str]] = field(default_factory=set)
+    schedule: set[tuple[str | None, str]] = field(default_factory=set)
 
     def note(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -92,6 +94,8 @@ class Taken:
                     self.step.add((effect.before, effect.after))
                 elif effect.workflow_id.startswith("@circuit/"):
                     self.circuit.add((effect.before, effect.trigger))
+                elif effect.workflow_id.startswith(SCHEDULE_KEY):
+                    self.schedule.add((effect.before, effect.trigger))
                 else:
                     self.workflow.add((effect.before, effect.trigger))
             elif isinstance(effect, Finished):
@@ -139,6 +143,8 @@ class Driver:
         if self.round_trip:
             for workflow_id, state in list(self.partition.hot.items()):
                 self.partition.rest(workflow_id, encode(dump(state, self.partition.plan_of(state))))
+            for key, schedule in list(self.partition.schedules.items()):
+                self.partition.load_schedule(key, encode(dump_schedule(schedule)))
         return effects
 
     def deliver(self, *, times: int = 1) -> list[Effect]:
@@ -289,6 +295,8 @@ class Driver:
             state = self.partition.get(workflow_id)
             assert state is not None
             found[workflow_id] = encode(dump(state, self.partition.plan_of(state)))
+        for key, schedule in sorted(self.partition.schedules.items()):
+            found[key] = encode(dump_schedule(schedule))
         return found
 
     def everything(self) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,24 @@ from pydantic import BaseModel
 
 from sagalog.engine.kernel import Record
 from sagalog.engine.kernel.effects import Effect
+from sagalog.engine.kernel.schedules import dump_schedule
 from sagalog.engine.kernel.state import dump
 from sagalog.schemas.definitions import from_input, from_item, from_step
-from sagalog.schemas.events import Action, Decision, FailureKind, OnDuplicate, Outcome, StepFailed, WorkflowStarted
+from sagalog.schemas.events import (
+    Action,
+    Decision,
+    FailureKind,
+    OnDuplicate,
+    Outcome,
+    Overlap,
+    ScheduleActed,
+    ScheduleAction,
+    ScheduleDue,
+    ScheduleRemoved,
+    ScheduleSet,
+    StepFailed,
+    WorkflowStarted,
+)
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import PRIORITY_DEFAULT
 
@@ -48,6 +63,7 @@ def line(record: Record, effects: list[Effect], driver: Driver) -> bytes:
     """One line of a golden log."""
     workflow_id = (record.key or b"").decode()
     state = driver.partition.get(workflow_id)
+    schedule = driver.partition.schedules.get(workflow_id)
     document = {
         "record": {
             "offset": record.offset,
@@ -60,6 +76,8 @@ def line(record: Record, effects: list[Effect], driver: Driver) -> bytes:
         "effects": [{"is": type(effect).__name__, "fields": effect} for effect in effects],
         "checkpoint": dump(state, driver.partition.plan_of(state)) if state is not None else None,
     }
+    if schedule is not None:
+        document["checkpoint"] = dump_schedule(schedule)
     return orjson.dumps(document, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
 
 
@@ -475,6 +493,29 @@ def reconciled(d: Driver) -> None:
     d.done("a", undo=True)
 
 
+def schedules(d: Driver) -> None:
+    key, first_ms, minute_ms = b"@schedule/daily", 1_020_000, 60_000
+    d.register(saga(step("a", compensate={})))
+    wanted = ScheduleSet("saga", "* * * * *", "UTC", "ann", first_ms, {"n": 1}, Overlap.BUFFER_ONE, jitter_ms=5_000)
+    d.append(wanted, key=key)
+    due = [first_ms + n * minute_ms for n in range(6)]
+    for first, last in ((0, 0), (1, 2)):
+        d.now_ms = due[last] + 10_000
+        d.append(ScheduleDue(1, tuple(due[first : last + 1]), due[last + 1]), key=key)
+        d.deliver()
+    d.answer("daily/1970-01-01T00:17:00Z", "a", {"x": 1})
+    d.deliver()
+    d.append(ScheduleActed(ScheduleAction.PAUSE, "enough", "bob"), key=key, ce_id="pause")
+    d.append(ScheduleActed(ScheduleAction.TRIGGER, "but this", "bob"), key=key, ce_id="trigger")
+    d.now_ms = due[4]
+    d.append(ScheduleActed(ScheduleAction.RESUME, "go on", "bob"), key=key, ce_id="resume")
+    d.append(ScheduleDue(1, (due[3],), due[4]), key=key)
+    d.append(replace(wanted, next_ms=due[4], overlap=Overlap.CANCEL_RUNNING, jitter_ms=0), key=key, ce_id="again")
+    d.append(ScheduleDue(1, (due[4],), due[5]), key=key)
+    d.deliver()
+    d.append(ScheduleRemoved("over", "bob"), key=key, ce_id="remove")
+
+
 STORIES: dict[str, Callable[[Driver], None]] = {
     story.__name__: story
     for story in (
@@ -507,6 +548,7 @@ STORIES: dict[str, Callable[[Driver], None]] = {
         late_results,
         identities,
         duplicate_starts,
+        schedules,
     )
 }
 

@@ -283,7 +283,9 @@ VALUES = (
     | JSON.map(_dumped)
     | st.dictionaries(st.sampled_from(FIELDS), JSON | WORDS | st.integers(0, 3), max_size=9).map(_dumped)
 )
-KEYS = st.none() | st.binary(max_size=20) | st.sampled_from([KEY, b"wf-2", b"@owner", b"@definition", b""])
+KEYS = (
+    st.none() | st.binary(max_size=20) | st.sampled_from([KEY, b"wf-2", b"@owner", b"@definition", b"@schedule/a", b""])
+)
 RAW = st.tuples(KEYS, VALUES, TYPES | st.none() | st.binary(max_size=30))
 
 

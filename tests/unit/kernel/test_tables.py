@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sagalog.engine.kernel.circuits import CIRCUIT_MOVES
+from sagalog.engine.kernel.schedules import SCHEDULE_MOVES
 from sagalog.engine.kernel.state import STEP_MOVES, UNDO_MOVES, WORKFLOW_MOVES
 
 from .driver import TAKEN
@@ -16,6 +17,7 @@ TABLES: dict[str, tuple[set[Any], set[tuple[str | None, str]]]] = {
     "step": (set(STEP_MOVES), TAKEN.step),
     "undo": (set(UNDO_MOVES), TAKEN.undo),
     "circuit": (set(CIRCUIT_MOVES), TAKEN.circuit),
+    "schedule": (set(SCHEDULE_MOVES), TAKEN.schedule),
 }
 
 
