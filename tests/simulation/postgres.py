@@ -35,7 +35,9 @@ TABLES: Final = (
     "agent_health",
     "marker",
     "position",
+    "schedule",
 )
+_NOT_ROWS: Final = ("projection_of", "schema_migrations")
 END_MS_MAX: Final = 10_000
 """How long, in real time, a session whose client is gone may take to roll back."""
 LOCK: Final = 1
@@ -58,6 +60,7 @@ _ASCENDING: Final = (
     ("circuit", "service", "NEW.at_offset < OLD.at_offset"),
     ("review", "id", "(NEW.at_offset, NEW.rank) < (OLD.at_offset, OLD.rank)"),
     ("dead_letter", "id", "NEW.at_offset < OLD.at_offset"),
+    ("schedule", "name", "NEW.at_offset < OLD.at_offset"),
     ("marker", "topic", "NEW.at_offset < OLD.at_offset"),
     ("agent_health", "agent", "NEW.at < OLD.at"),
     ("position", "topic", "NEW.next_offset < OLD.next_offset"),
@@ -118,6 +121,9 @@ class Database:
         asyncio.run(_migrate(self.url, prefix))
         self._admin = psycopg.connect(self.url, autocommit=True, row_factory=dict_row)
         self._admin.execute("SELECT set_config('search_path', %s, false)", [prefix])
+        there = self._admin.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", [prefix]).fetchall()
+        # One that is forgotten here would keep the rows of the seed before.
+        assert {row["tablename"] for row in there} == {*TABLES, *_NOT_ROWS}
         self._admin.execute("CREATE TABLE stepped_back (what text NOT NULL)")
         self._admin.execute(_NOTE_STEP_BACK)
         for table, whose, when in _ASCENDING:
