@@ -28,6 +28,7 @@ from sagalog.engine.kernel.effects import (
     ReviewNeeded,
     StartAnswered,
 )
+from sagalog.engine.kernel.invariants import problems
 from sagalog.engine.runtime.outputs import review, to_record
 from sagalog.infra.simulation import EPOCH_MS
 from sagalog.schemas.codec import decode_object, encode
@@ -99,6 +100,8 @@ class Refold:
     """(id of a start, whether it was accepted)."""
     kept: list[str] = field(default_factory=list)
     """Children that ended and still wait for their parent to be over."""
+    broken: list[str] = field(default_factory=list)
+    """Invariants that did not hold after some record."""
     acted: set[int] = field(default_factory=set)
     """Offsets of the records that were not just ignored."""
     questions: Questions = field(default_factory=Questions)
@@ -163,6 +166,9 @@ class Evidence:
             fold.apply(to_record(message), effects)
             if any(not isinstance(effect, Ignored) for effect in effects):
                 found.acted.add(message.offset)
+                state = fold.get(_key(message))
+                if state is not None:
+                    found.broken += problems(state, fold.plan_of(state))
             found.questions.note(message, effects, self.definitions)
             for effect in effects:
                 match effect:
@@ -343,6 +349,11 @@ def starts_are_answered(evidence: Evidence) -> list[str]:
 def refold_is_what_stands_there(evidence: Evidence) -> list[str]:
     """Checkpoints, marker, results and the rows of workflows are what the log says."""
     return [line for report in evidence.reports for line in report.differences]
+
+
+def invariants_hold(evidence: Evidence) -> list[str]:
+    """After every record, of the state that it changed: what is not over has something that will move it, and so on."""
+    return [line for refold in evidence.refolds for line in refold.broken]
 
 
 def circuits_are_what_the_outcomes_say(evidence: Evidence) -> list[str]:
@@ -838,6 +849,7 @@ CHECKERS: Final[tuple[Callable[[Evidence], list[str]], ...]] = (
     starts_are_answered,
     schedules_keep_their_times,
     refold_is_what_stands_there,
+    invariants_hold,
     circuits_are_what_the_outcomes_say,
     a_call_counts_once,
     effects_follow_the_log,

@@ -33,6 +33,7 @@ from sagalog.engine.kernel.effects import (
     ReviewNeeded,
     StartAnswered,
 )
+from sagalog.engine.kernel.invariants import problems
 from sagalog.engine.kernel.schedules import dump_schedule
 from sagalog.engine.kernel.state import NEVER, WorkflowState, dump
 from sagalog.engine.kernel.timers import due_timers
@@ -140,6 +141,8 @@ class Driver:
         self.moves += [effect for effect in effects if isinstance(effect, Moved)]
         self.emitted += [effect for effect in effects if isinstance(effect, Emit)]
         TAKEN.note(effects)
+        for state in self.partition.hot.values():
+            assert problems(state, self.partition.plan_of(state)) == []
         if self.round_trip:
             for workflow_id, state in list(self.partition.hot.items()):
                 self.partition.rest(workflow_id, encode(dump(state, self.partition.plan_of(state))))
