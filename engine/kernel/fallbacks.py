@@ -14,7 +14,7 @@ from . import budgets, progress
 from .closing import dead_letter, note_failure
 from .effects import Effect
 from .plan import Plan, PlanStep
-from .state import StepState, WorkflowState
+from .state import NEVER, StepState, WorkflowState
 
 _ON: Final = {
     FailureKind.RETRYABLE: FallbackOn.ERROR,
@@ -48,7 +48,10 @@ def fall_back(state: WorkflowState, plan: Plan, step: StepState, failure: Failur
         if problem is None:
             step.agent = fallback.agent
             step.fell_back_after = step.attempt
-            progress.send(state, plan, step, effects)
+            if state.paused is None:
+                progress.send(state, plan, step, effects)
+            else:
+                progress.back_off(state, spec, step, NEVER - state.now_ms, effects)  # until the workflow is resumed
             return
         # Not asked, so not the one to undo anything either.
         failure = over_budget(state, step, problem)

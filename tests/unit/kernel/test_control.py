@@ -8,7 +8,7 @@ import pytest
 
 from sagalog.schemas.events import Action, Decision
 
-from .driver import Driver, chain, commands, ignored, result, saga, shown, step, waiting
+from .driver import Driver, chain, command, commands, ignored, result, saga, shown, step, waiting
 
 ONCE = {"attempts": 1}
 
@@ -244,3 +244,16 @@ def test_a_quarantined_workflow_can_be_terminated_with_what_it_did() -> None:
     ended: Any = result(terminated)
 
     assert ended["status"] == "terminated" and ended["steps"][0]["output"] == "out"
+
+
+def test_while_it_is_paused_no_fallback_agent_is_asked() -> None:
+    driver = Driver(saga(step("a", retry={"attempts": 1}, fallback={"agent": "other"})), round_trip=True)
+    driver.start("saga")
+    driver.act(Action.PAUSE)
+
+    assert commands(driver.fail("a")) == []
+    assert driver.wait(60_000) == []
+    resumed = driver.act(Action.RESUME)
+
+    assert [(sent.step, sent.agent, sent.attempt) for sent in [command(resumed)]] == [("a", "other", 2)]
+    assert result(driver.done("a", attempt=2))["status"] == "degraded"
