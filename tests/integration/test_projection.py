@@ -985,7 +985,7 @@ async def test_a_changed_migration_is_an_error_and_changes_nothing(world: World)
         with pytest.raises(MigrationError, match=problem):
             async with world.sql.transaction() as transaction:
                 await migrate(transaction, world.sql.schema, world.topics.prefix, migrations)
-    more = replace(first, version=len(rest) + 2, name="broken", text="CREATE TABLE extra (a integer); SELECT nonsense")
+    more = replace(first, version=rest[-1].version + 1, name="broken", text="CREATE TABLE extra (a integer); SELECT nonsense")
     with pytest.raises(SqlError, match="nonsense"):
         async with world.sql.transaction() as transaction:
             await migrate(transaction, world.sql.schema, world.topics.prefix, [first, *rest, more])
@@ -1016,7 +1016,7 @@ async def test_a_database_of_version_2_keeps_its_rows_and_what_was_built_on_its_
         await world.append(world.topics.reviews, partition_of("w"), out("w", review(9, "approve")))
         await world.caught_up()
     (row,) = await queries.reviews(world.sql)
-    assert (row.reason, row.details, row.input, row.decision, row.at_offset) == ("questions", 7, 8, "approve", 9)
+    assert (row.reason, row.details, row.input, row.decision, row.at_offset) == ("asked", 7, 8, "approve", 9)
     assert row.created_at.timestamp() == T0 / 1000
     assert await queries.reviews(world.sql, open_only=True) == []
     assert await world.query("SELECT * FROM built") == [("w/pay/task", "running")]
