@@ -218,6 +218,14 @@ def show(
                 for c in sorted(undone, key=lambda c: c["undone_order"] or 1 << 30)
             ],
         )
+    if found["children"]:
+        table(
+            "workflows that do its steps",
+            ["step", "workflow", "status", "started", "ended"],
+            [[c["step"], c["workflow_id"], c["status"], c["started_at"], c["finished_at"]] for c in found["children"]],
+        )
+    if parent := found["parent"]:
+        out.print(f"does step {parent['step']} of {parent['parent']}", style="dim", markup=False)
     if about := identity(workflow):
         out.print(about, style="dim", markup=False)
     for reason in reasons:

@@ -170,6 +170,7 @@ _JSON_COLUMNS: Final = frozenset(
         "attributes",
         "next",
         "migrated",
+        "parent",
         "skipped",
         "waiting",
         "runs",

@@ -266,6 +266,21 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class Child:
+    """A workflow that does a step of another one, or a run of a schedule (`parent` is `@schedule/NAME`)."""
+
+    parent: str
+    step: str
+    workflow_id: str
+    root: str
+    name: str
+    status: str
+    terminal: bool
+    started_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowDetails:
     """All there is of one workflow, of one moment."""
 
@@ -276,6 +291,10 @@ class WorkflowDetails:
     dead_letters: list[DeadLetter]
     migrations: list[Migration]
     """The newest 10 moves to other hashes of its definition, the oldest of them first."""
+    parent: Child | None
+    """Whose step it does, or whose run it is."""
+    children: list[Child]
+    """Workflows that do its steps, the oldest first; at most 200."""
 
 
 async def list_workflows(
@@ -325,6 +344,8 @@ async def show_workflow(sql: Sql, workflow_id: str) -> WorkflowDetails | None:
             [_as(Review, row) for row in await transaction.fetch("workflow_reviews", params)],
             [_as(DeadLetter, row) for row in await transaction.fetch("workflow_dead_letters", params)],
             [_as(Migration, row) for row in await transaction.fetch("workflow_migrations", params)],
+            next((_as(Child, row) for row in await transaction.fetch("workflow_parent", params)), None),
+            [_as(Child, row) for row in await transaction.fetch("workflow_children", params)],
         )
 
 

@@ -95,6 +95,8 @@ class WorkflowRow(NamedTuple):
     next: Json
     """The start that waits for this run's end, without its seed: who knows that can answer in its agents' names."""
     migrated: Json
+    parent: Json
+    """Whose step it does, or whose run it is."""
 
 
 class StepRow(NamedTuple):
@@ -312,7 +314,14 @@ def workflow_row(workflow_id: str, record: Record, partition: int) -> WorkflowRo
         _integer(record, "run", OFFSET_MAX) if "run" in record else FIRST_RUN,
         _json(_next(record)),
         _json(_objects(record, "migrated") or None),
+        _json(_parent(record)),
     )
+
+
+def _parent(record: Record) -> dict[str, Any] | None:
+    parent = _object_or_none(record, "parent")
+    # Without the token: who knows that can speak for the child.
+    return None if parent is None else {name: parent.get(name) for name in ("workflow_id", "root", "step")}
 
 
 def _next(record: Record) -> dict[str, Any] | None:
@@ -520,9 +529,15 @@ def definition_row(hash_: str, record: Record) -> DefinitionRow:
     agents = {
         _text(step, "name"): agent
         for step in _objects(record, "steps")
-        if (agent := _text_or_none(step, "agent")) is not None
+        if (agent := _text_or_none(step, "agent") or _child(step)) is not None
     }
     return DefinitionRow(_key(hash_, "hash"), _text(record, "name"), _json(agents), _json(record))
+
+
+def _child(step: Record) -> str | None:
+    """What stands for the agent of a step that another workflow does."""
+    child = _object_or_none(step, "workflow")
+    return None if child is None else f"@{_text(child, 'definition')}"
 
 
 def health_row(record: Record) -> HealthRow:

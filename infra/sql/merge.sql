@@ -21,12 +21,12 @@ WITH accepted AS (
     INSERT INTO workflow AS w (
         workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
         deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals,
-        usage, tenant, priority, attributes, run, next, migrated
+        usage, tenant, priority, attributes, run, next, migrated, parent
     )
     SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank,
            to_timestamp(started_ms / 1000.0), to_timestamp(updated_ms / 1000.0), to_timestamp(finished_ms / 1000.0),
            to_timestamp(deadline_ms / 1000.0), completeness, correlation_id, stopped, input, output, missing, failure, withheld,
-           paused, signals, usage, tenant, priority, attributes, run, next, migrated
+           paused, signals, usage, tenant, priority, attributes, run, next, migrated, parent
     FROM staging_workflow
     ORDER BY workflow_id
     ON CONFLICT (workflow_id) DO UPDATE SET
@@ -45,6 +45,7 @@ WITH accepted AS (
         paused = excluded.paused,
         signals = excluded.signals,
         run = excluded.run,
+        parent = excluded.parent,
         next = excluded.next,
         tenant = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.tenant ELSE excluded.tenant END,
         priority = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.priority ELSE excluded.priority END,

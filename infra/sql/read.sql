@@ -32,6 +32,14 @@ ORDER BY undone_order NULLS LAST, place, item NULLS FIRST
 -- Oldest first.
 SELECT * FROM migrations WHERE workflow_id = %(workflow_id)s ORDER BY number
 
+-- workflow_children --
+-- Those that do its steps, oldest first; at most 200.
+SELECT * FROM children WHERE parent = %(workflow_id)s ORDER BY started_at, workflow_id LIMIT 200
+
+-- workflow_parent --
+-- Whose step it does.
+SELECT * FROM children WHERE workflow_id = %(workflow_id)s
+
 -- workflow_reviews --
 -- Oldest first.
 SELECT * FROM reviews WHERE workflow_id = %(workflow_id)s ORDER BY created_at, id
@@ -80,7 +88,7 @@ SELECT * FROM health ORDER BY agent
 -- For verify, a page of ids at a time; `ids` NULL: all.
 SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
        deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals, usage, tenant,
-       priority, attributes, run, next, migrated
+       priority, attributes, run, next, migrated, parent
 FROM workflow
 WHERE (%(ids)s::text[] IS NULL OR workflow_id = ANY(%(ids)s::text[])) AND workflow_id > %(after)s
 ORDER BY workflow_id

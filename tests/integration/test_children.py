@@ -5,6 +5,8 @@ from __future__ import annotations
 import orjson
 import pytest
 
+from sagalog.engine.projection import queries
+from sagalog.engine.projection.compare import differences, expected_rows, fetch_rows
 from sagalog.schemas.definitions import Child, Compensation, Definition, Map, Step, from_input, from_item, from_step
 from sagalog.schemas.events import FailureKind
 from sagalog.topics.kafka import KafkaLog
@@ -12,7 +14,12 @@ from sagalog.topics.partitioner import partition_of
 from sagalog.topics.specs import Topics
 
 from ..conftest import PARTITIONS
+from ..unit.kernel.driver import WORKFLOW, Driver
 from .system import Failure, System, eventually
+from .test_projection import World, out, world
+from .test_projection import partition_of as place_of
+
+__all__ = ["world"]
 
 pytestmark = pytest.mark.stack
 
@@ -63,6 +70,28 @@ async def test_children_are_done_and_undone_over_a_take_over(log: KafkaLog, prov
     )
     undone = [command.workflow_id for command in system.commands if command.direction == "compensate"]
     assert undone == children[::-1]
+
+
+async def test_whose_step_a_workflow_does_is_in_the_rows(world: World) -> None:
+    driver = Driver(SHIP, ORDER)
+    driver.start("order", {"parcels": ["a"]})
+    driver.deliver()
+    child = f"{WORKFLOW}/each[0].1"
+    number = place_of(WORKFLOW)
+    records = {key: orjson.loads(raw) for key, raw in driver.dumps().items()}
+    async with world.projecting():
+        for key in (WORKFLOW, child):
+            await world.append(world.topics.checkpoints, number, out(key, records[key]))
+        await world.caught_up()
+        found = await fetch_rows(world.sql)
+        parent, done_by = [await queries.show_workflow(world.sql, key) for key in (WORKFLOW, child)]
+
+    assert [differences(expected_rows(key, records[key], number), found[key]) for key in records] == [[], []]
+    assert parent is not None and parent.parent is None
+    assert [(one.step, one.workflow_id, one.status) for one in parent.children] == [("each[0]", child, "running")]
+    assert done_by is not None and done_by.parent is not None
+    assert (done_by.parent.parent, done_by.parent.root, done_by.children) == (WORKFLOW, WORKFLOW, [])
+    assert records[child]["parent"]["token"] not in repr(found[child])
 
 
 def picked(system: System) -> list[str]:
