@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from .codec import decode_object
 from .errors import InvalidRecord
-from .ids import Direction, command_id
+from .ids import Direction
 from .limits import PRIORITY_DEFAULT
 
 TYPE_EXECUTE: Final = "sagalog.execute.v1"
@@ -69,7 +69,9 @@ class Question(Command):
     @property
     def about_id(self) -> str:
         """The id of that attempt's command."""
-        return command_id(self.workflow_id, self.step, self.about, Direction.EXECUTE)
+        # Of the same run under the workflow's id: this question's own id says which.
+        _, marked, run = self.command_id.rsplit("/", 2)[1].partition("@")
+        return f"{self.workflow_id}/{self.step}/{self.about}{marked}{run}/{Direction.EXECUTE}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -300,15 +300,14 @@ def children_end_with_their_parents(evidence: Evidence) -> list[str]:
         problems += [f"{workflow_id}: is still kept for its parent" for workflow_id in refold.kept]
         for (key, ce_id), whose in refold.emitted.items():
             # Terminating a workflow takes back what is not out yet.
-            taken_back = whose is not None and evidence.results.get(whose, {}).get("status") == "terminated"
+            parent = whose + _run_of(key) if whose is not None else ""
+            taken_back = evidence.results.get(parent, {}).get("status") == "terminated"
             if (key, ce_id) not in there and not taken_back:
                 problems.append(f"{key}: {ce_id} is to be told to it, and was not")
     for workflow_id, result in evidence.results.items():
         if "parent" not in result or result["status"] not in _WELL:
             continue
-        # A later run of the parent has its number in its children's ids.
-        run = re.search(r"\.\d+(@\d+)?$", result["workflow_id"])
-        parent = evidence.results.get(result["parent"]["workflow_id"] + ((run and run[1]) or ""))
+        parent = evidence.results.get(result["parent"]["workflow_id"] + _run_of(workflow_id))
         definition = evidence.definitions.get(parent["definition"]) if parent is not None else None
         if parent is None or definition is None or parent["status"] not in _UNDONE:
             continue
@@ -317,6 +316,12 @@ def children_end_with_their_parents(evidence: Evidence) -> list[str]:
             if not spec.irreversible and inner.compensate is not None and effect.applied and not effect.reversed:
                 problems.append(f"{workflow_id}: {step['name']} stands, and its parent is {parent['status']}")
     return problems
+
+
+def _run_of(child: str) -> str:
+    """Of which run of its parent a child is, as results are known by it: a later one has its number in its children's ids."""
+    found = re.search(r"\.\d+(@\d+)$", child)
+    return found[1] if found is not None else ""
 
 
 def starts_are_answered(evidence: Evidence) -> list[str]:

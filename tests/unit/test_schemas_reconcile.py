@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from sagalog.schemas import ids
+from sagalog.schemas.commands import Question
 from sagalog.schemas.definitions import Definition, Reconcile, Retry, Step, parse_definition
 from sagalog.schemas.errors import InvalidDefinition
+from sagalog.schemas.ids import Direction
 
 
 @pytest.mark.parametrize(
@@ -44,3 +47,10 @@ def test_it_is_written_without_its_defaults_and_read_again() -> None:
 
     assert (a["reconcile"], b["reconcile"]) == ({}, {"timeout_ms": 500, "retry": {"attempts": 2}})
     assert parse_definition(saga.encoded) == saga
+
+
+def test_a_question_of_a_later_run_is_about_an_attempt_of_that_run() -> None:
+    for run, about in ((1, "w1/a/2/execute"), (46, "w1/a/2@46/execute")):
+        command_id = ids.command_id("w1", "a", 7, Direction.RECONCILE, run)
+        question = Question(command_id, "w1", "h", "a", "a", 7, Direction.RECONCILE, "t", "w1/a", None, 1_000, about=2)
+        assert question.about_id == about
