@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -31,9 +32,11 @@ from sagalog.schemas.events import (
     Decision,
     DefinitionRegistered,
     Event,
+    Forked,
     MigrationRequested,
     OnDuplicate,
     Overlap,
+    RewindRequested,
     ScheduleAction,
     SignalReceived,
     StepDecided,
@@ -48,12 +51,15 @@ from sagalog.schemas.limits import (
     DEADLINE_MS_MAX,
     PAYLOAD_BYTES_MAX,
     SEED_BYTES_MAX,
+    STATE_BYTES_MAX,
 )
 from sagalog.schemas.records import DEFINITION_KEY, TYPE_START_ANSWERED, ResultRecord, StartAnsweredRecord
 from sagalog.topics.log import Consumer, Log, Out, Producer, TopicPartition, header
 from sagalog.topics.partitioner import partition_of
 from sagalog.topics.provision import provision
 from sagalog.topics.specs import Topics, commands
+
+from . import originals
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +70,10 @@ ANSWER_TIMEOUT_S: Final = 30.0
 
 AttributeValue = str | int | float | bool
 _ANSWERED: Final = TYPE_START_ANSWERED.encode()
+
+
+KEEP: Final = object()
+"""Of a fork's input: the original's."""
 
 
 class UnknownDefinition(SagalogError):
@@ -427,6 +437,87 @@ class Client:
         """Ends a schedule; the run that goes on is left alone. Raises InvalidRecord, LogError."""
         key, event = schedules.removing(name, reason=reason, who=who)
         await self._append(key, event, self._rng.hex(32))
+
+    async def rewind(self, workflow_id: str, step: str, *, undo: bool, reason: str, who: str) -> None:
+        """Sends a running workflow back to a step: it and all that needs it are done anew, with `undo` once they are undone.
+
+        `history` and `show` tell whether the workflow's state allowed it. Raises InvalidRecord.
+        """
+        check_workflow_id(workflow_id)
+        check_name(step, "step")
+        await self._append(workflow_id, RewindRequested(step, who, reason, undo), self._rng.hex(32))
+
+    async def fork(
+        self,
+        workflow_id: str,
+        *,
+        before: str | None = None,
+        at_offset: int | None = None,
+        new_id: str | None = None,
+        definition: str | None = None,
+        input: Any = KEEP,
+        who: str | None = None,
+        reason: str | None = None,
+    ) -> str:
+        """Starts a workflow that begins where another one was, and returns its id.
+
+        It keeps what had ended well `before` a step, or at an offset; the original owns the effects of that. `definition` is a
+        name (its newest), or `name@hash`; without one the fork runs by the original's. Reads the original's partition of the log.
+        Raises CannotFork, UnknownOriginal, UnknownDefinition, InvalidRecord, LogError.
+        """
+        check_workflow_id(workflow_id)
+        if (before is None) == (at_offset is None):
+            raise InvalidRecord("before", "give either the step before which to fork, or an offset (at_offset)")
+        original = await self._original(workflow_id, at_offset)
+        other = await self.definition(definition) if definition is not None else None
+        if other is not None and other.name != original.plan.name:
+            raise originals.CannotFork(
+                f"definition: {other.name!r} is another one than the original's, {original.plan.name!r}; a fork runs by a "
+                "version of the same"
+            )
+        forked = originals.fork(original, other, before=before)
+        forked.who, forked.reason = who, reason
+        value = original.now.input if input is KEEP else input
+        run_by = other or original.plan.definition
+        return await self._start_fork(original, new_id or f"{run_by.name}-{self._rng.hex(16)}", run_by, value, forked)
+
+    async def redrive(self, dead_letter: str, *, who: str, reason: str) -> originals.Redrive:
+        """Tries a dead letter again (given its id, or that of its workflow: then its newest one) and says how.
+
+        A workflow that runs with a stand-in for the step goes back to it, without undoing. One that is over is forked: it keeps
+        what was done and stands, and does the step and the rest anew. A second call for a dead letter starts nothing new.
+        Raises CannotRedrive, CannotFork, UnknownOriginal, InvalidRecord, LogError.
+        """
+        owner = originals.workflow_of(dead_letter)
+        workflow_id = owner if owner is not None else dead_letter
+        check_workflow_id(workflow_id)
+        original = await self._original(workflow_id)
+        how = originals.redrive(original, dead_letter if owner is not None else None)
+        if how.forked is None:
+            event = RewindRequested(how.step, who, reason, dead_letter=how.dead_letter)
+            # One that was sent twice counts once, whoever sent it.
+            await self._append(workflow_id, event, blake2b(how.dead_letter.encode(), digest_size=16).hexdigest())
+        else:
+            how.forked.who, how.forked.reason = who, reason
+            definition = original.plan.definition
+            await self._start_fork(original, how.workflow_id, definition, original.now.input, how.forked)
+        return how
+
+    async def _original(self, workflow_id: str, at_offset: int | None = None) -> originals.Original:
+        partition = TopicPartition(self._topics.events, partition_of(workflow_id.encode(), self._partitions))
+        return await originals.read_original(self._all(partition), workflow_id, at_offset)
+
+    async def _start_fork(
+        self, original: originals.Original, new_id: str, definition: Definition, value: Any, forked: Forked
+    ) -> str:
+        check_start(definition, new_id, value)
+        named = f"{definition.name}@{definition.hash}"
+        event = WorkflowStarted(named, value, correlation_id=original.now.correlation_id, forked=forked)
+        originals.check_fits(len(encode_event(event)), STATE_BYTES_MAX)
+        await self._watch_results()
+        self._note_started(new_id)
+        await self._append(new_id, event, self._rng.hex(32))
+        return new_id
 
     async def wait(self, workflow_id: str, *, timeout_s: float) -> ResultRecord:
         """The workflow's result, once it has ended. Raises WaitTimeout.

@@ -299,6 +299,11 @@ class SagaTest:
         assert found is not None, "it is in the log"
         return [] if found.taken else found.problems or [f"workflow: {found.reason}; see t.state(...)"]
 
+    def rewind(self, workflow_id: str, step: str, *, undo: bool = True) -> None:
+        """Back to a step: it and all that needs it are done anew, once they are undone."""
+        self.do(self.client.rewind(workflow_id, step, undo=undo, reason="test", who=WHO))
+        self.settle()
+
     # --- faults
 
     def fail(

@@ -9,7 +9,7 @@ Rule: `parse_event` raises InvalidRecord and nothing else, whatever the bytes; t
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -123,6 +123,32 @@ class OnDuplicate(StrEnum):
     """The run that is on is cancelled, or waited for, and this one begins once that one has ended."""
 
 
+@dataclass(slots=True)
+class Gap:
+    """Of a fork: why a step that it keeps is degraded in the original."""
+
+    why: str
+    kind: str
+
+
+@dataclass(slots=True)
+class Forked:
+    """Where a fork comes from, and what it keeps: these steps count as done, and the original owns their effects."""
+
+    workflow_id: str
+    at_offset: Int
+    steps: dict[str, Any] = field(default_factory=dict)
+    """Outputs by step."""
+    skipped: list[str] = field(default_factory=list)
+    """Which of these were not needed."""
+    missing: dict[str, Gap] = field(default_factory=dict)
+    """Which of these are degraded: their output is a stand-in."""
+    dead_letter: str | None = None
+    """The dead letter that is tried again."""
+    who: str | None = None
+    reason: str | None = None
+
+
 @dataclass(slots=True)  # not frozen: see StepCompleted
 class WorkflowStarted:
     """A request to run a workflow. `definition` is a name (the newest the partition knows) or `name@hash`."""
@@ -139,6 +165,7 @@ class WorkflowStarted:
     on_duplicate: OnDuplicate | None = None
     """None: `ignore`."""
     parent: Parent | None = None
+    forked: Forked | None = None
 
 
 @dataclass(slots=True)  # not frozen: one is made per step, and freezing triples what that costs
@@ -373,6 +400,19 @@ class MigrationRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class RewindRequested:
+    """A person sends a running workflow back to a step: that step and all that needs it are done anew."""
+
+    step: str
+    who: str
+    reason: str
+    undo: Annotated[bool, Field(strict=True)] = False
+    """Whether what they did is undone before; else it stands, and the steps are tried once more."""
+    dead_letter: str | None = None
+    """The dead letter that is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """Engine event: one of the workflow's deadlines is due. `step` and `attempt` for the retries."""
 
@@ -450,6 +490,7 @@ Event = (
     | SignalReceived
     | ActionRequested
     | StepDecided
+    | RewindRequested
     | MigrationRequested
     | ScheduleSet
     | ScheduleActed
@@ -479,6 +520,7 @@ KINDS: Final[dict[str, type[Any]]] = {
     "sagalog.schedule-acted.v1": ScheduleActed,
     "sagalog.schedule-removed.v1": ScheduleRemoved,
     "sagalog.schedule-due.v1": ScheduleDue,
+    "sagalog.rewind-requested.v1": RewindRequested,
     "sagalog.timer-fired.v1": TimerFired,
     "sagalog.attempt-lost.v1": AttemptLost,
     "sagalog.attempt-refused.v1": AttemptRefused,

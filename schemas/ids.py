@@ -100,9 +100,13 @@ def run_id(schedule: str, due_ms: int) -> str:
     return f"{schedule}/{at}{f'.{millis:03}' if millis else ''}Z"
 
 
-def idempotency_key(workflow_id: str, step: str, run: int = FIRST_RUN) -> str:
-    """What an agent de-duplicates its effect on the world by: the same for all attempts, and for the compensation."""
-    return f"{workflow_id}/{of_run(step, run)}"
+def idempotency_key(workflow_id: str, step: str, run: int = FIRST_RUN, round: int = 0) -> str:
+    """What an agent de-duplicates its effect on the world by: the same for all attempts, and for the compensation.
+
+    A step that was undone by a rewinding is done anew under the key of its next round: the effect of the one before is gone.
+    """
+    found = f"{workflow_id}/{of_run(step, run)}"
+    return f"{found}#{round}" if round else found
 
 
 def start_id(seed: str) -> str:

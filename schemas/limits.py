@@ -77,6 +77,10 @@ RUNS_GOING_MAX: Final = 100
 """Runs of one schedule that go on side by side."""
 RUNS_KEPT_MAX: Final = 20
 """Runs that have ended, and due times without a run, that a schedule remembers, the newest of each."""
+REWINDS_MAX: Final = 10
+"""How often one workflow may be rewound; a fork begins a new count."""
+LETTER_ID_CHARS_MAX: Final = 400
+"""The id of a dead letter: a workflow's, a step's, an attempt and a direction."""
 
 FAILURE_MESSAGE_CHARS_MAX: Final = 500
 FAILURE_DETAILS_BYTES_MAX: Final = 16_384

@@ -126,8 +126,8 @@ class StepRecord(TypedDict):
     suspects: NotRequired[list[str]]
     """The agents of those attempts."""
     stand_in: NotRequired[str]
-    """Whose the output is, if not the step's own: `default`, `fallback`, `fallback:<agent>`, `operator`, or `items` (some
-    items of a map are missing)."""
+    """Whose the output is, if not the step's own: `default`, `fallback`, `fallback:<agent>`, `operator`, `fork` (the original's),
+    or `items` (some items of a map are missing)."""
     output: NotRequired[Any]
     failed_attempts: NotRequired[int]
     failures: NotRequired[list[FailureRecord]]
@@ -141,6 +141,14 @@ class StepRecord(TypedDict):
     """Of a step that maps, once it has begun: one for each item, in the order of the list; `name` is `step[0]` and so on."""
     repeats: NotRequired[bool]
     """Its items are rounds: its output is the last one's."""
+    round: NotRequired[int]
+    """How often it was begun anew under a new idempotency key: after a rewinding that undid it."""
+    first: NotRequired[int]
+    """Of an item: attempts of earlier items of its name, which a rewinding dropped. They only keep its numbers apart."""
+    undone_before: NotRequired[int]
+    """Attempts at undoing that belong to earlier rounds."""
+    dropped: NotRequired[int]
+    """Of a step that maps: attempts of items that a rewinding dropped. They count for budgets."""
 
 
 class MissingRecord(TypedDict):
@@ -256,6 +264,29 @@ class MigratedRecord(TypedDict):
     reason: str
 
 
+class RewindRecord(TypedDict):
+    """One rewinding of a workflow."""
+
+    step: str
+    undo: bool
+    who: str
+    reason: str
+    at_ms: int
+    dead_letter: NotRequired[str]
+    """The dead letter that was tried again by it."""
+
+
+class ForkedRecord(TypedDict):
+    """Which workflow a fork comes from, as it was at an offset."""
+
+    workflow_id: str
+    at_offset: int
+    dead_letter: NotRequired[str]
+    """The dead letter that is tried again by it."""
+    who: NotRequired[str]
+    reason: NotRequired[str]
+
+
 class CheckpointRecord(TypedDict):
     """`checkpoints`, key = workflow id: the fold's state at an offset. A finished workflow has no steps (a stub)."""
 
@@ -286,6 +317,12 @@ class CheckpointRecord(TypedDict):
     """The newest 10."""
     own_deadline: NotRequired[bool]
     """The start named the very deadline that its definition has: a migration leaves it."""
+    rewinds: NotRequired[list[RewindRecord]]
+    """The oldest first; the last one is under way while the status says so, or `rewinding` does."""
+    rewinding: NotRequired[bool]
+    pivoted: NotRequired[bool]
+    """A pivot that a rewinding took back had ended well."""
+    forked_from: NotRequired[ForkedRecord]
     finished_ms: NotRequired[int]
     unsettled: NotRequired[list[str]]
     """Of a finished one: attempts (`step/attempt`) of which nobody knows whether they did it, although the step was undone, or
@@ -427,6 +464,8 @@ class ResultRecord(TypedDict):
     usage: NotRequired[UsageRecord]
     migrated: NotRequired[list[MigratedRecord]]
     """The newest 10 moves to another definition; `definition` is the last one's."""
+    rewinds: NotRequired[list[RewindRecord]]
+    forked_from: NotRequired[ForkedRecord]
     steps: list[StepRecord]
     shortened: NotRequired[list[str]]
     """Fields whose payloads did not fit into one record and are missing here; the event log has them."""

@@ -8,6 +8,8 @@ class WorkflowStatus(StrEnum):
     WAITING = "waiting"
     """For its definition to arrive in its partition."""
     RUNNING = "running"
+    REWINDING = "rewinding"
+    """On its way back to a step, from which it is to go forward again."""
     COMPENSATING = "compensating"
     QUARANTINED = "quarantined"
     """Stopped: one of its records could not be read or folded. A person looks."""

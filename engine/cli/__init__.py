@@ -11,10 +11,11 @@ import sys
 import typer
 
 from sagalog.engine.client import DuplicateStart, TopicsMissing, UnknownDefinition, WaitTimeout
+from sagalog.engine.originals import UnknownOriginal
 from sagalog.schemas.errors import InvalidRecord, SagalogError
 from sagalog.topics.log import LogError
 
-from . import audit, migrating, people, processes, schedules, setup, workflows
+from . import audit, migrating, people, processes, rewind, schedules, setup, workflows
 from .context import NotFound
 from .output import error_line
 
@@ -31,6 +32,7 @@ processes.register(app)
 workflows.register(app)
 people.register(app)
 schedules.register(app)
+rewind.register(app)
 audit.register(app)
 migrating.register(app)
 setup.register(app)
@@ -58,7 +60,7 @@ def exit_code(error: SagalogError) -> int:
             return 1
         case WaitTimeout():
             return 4
-        case NotFound():
+        case NotFound() | UnknownOriginal():
             return 5
         case InvalidRecord() | UnknownDefinition():
             return 2

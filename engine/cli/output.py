@@ -27,6 +27,7 @@ STATUS_STYLE = {
     "half_open": "yellow",
     "running": "cyan",
     "compensating": "cyan",
+    "rewinding": "cyan",
     "waiting": "cyan",
     "backing_off": "cyan",
     "reconciling": "cyan",

@@ -188,7 +188,10 @@ def show(
 
         async with open_sql(settings()) as sql:
             details = await queries.show_workflow(sql, workflow_id)
-            return asdict(details) if details is not None else None
+            if details is None:
+                return None
+            lineage = await queries.lineage(sql, workflow_id)
+            return {**asdict(details), "lineage": asdict(lineage) if lineage is not None else None}
 
     found = run(work())
     if found is None:
@@ -285,6 +288,7 @@ def why(found: dict[str, Any]) -> list[str]:
         reasons.append(f"failed in {failure.get('step', 'the workflow')}: {failure['message']} ({failure['kind']})")
     for missing in workflow["missing"] or ():
         reasons.append(f"missing {missing['step']}: {missing['why']} ({missing['stand_in']} stands in)")
+    reasons += _lineage(found.get("lineage") or {})
     for withheld in workflow["withheld"] or ():
         what = (
             f"the circuit of {withheld['service']} is open"
@@ -314,8 +318,10 @@ def why(found: dict[str, Any]) -> list[str]:
         decided = f"; {review['decision']} by {review['decided_by']}" if review["decided_at"] is not None else ""
         reasons.append(f"review ({review['kind']}): {review['reason']}{decided}")
     for letter in found["dead_letters"]:
+        again = letter.get("redriven_by")
         reasons.append(
             f"dead letter: {letter['direction']} {letter['step']}, {letter['failed_attempts']} failed attempts"
+            + (f"; tried again in {again}" if again else "")
         )
     return reasons
 
@@ -324,6 +330,20 @@ def moved(move: dict[str, Any]) -> str:
     """One move to another definition, as a sentence."""
     why = f": {move['reason']}" if move["reason"] else ""
     return f"moved from {move['before']} to {move['after']} by {move['who']} at {move['at']}{why}"
+
+
+def _lineage(lineage: dict[str, Any]) -> list[str]:
+    """Where a workflow comes from, and what became of it."""
+    reasons = []
+    if forked := lineage.get("forked_from"):
+        said = f" by {forked['who']}" if forked.get("who") else ""
+        why = f": {forked['reason']}" if forked.get("reason") else ""
+        reasons.append(f"forked from {forked['workflow_id']} at offset {forked['at_offset']}{said}{why}")
+    for rewound in lineage.get("rewinds") or ():
+        how = "once that was undone" if rewound["undo"] else "without undoing"
+        reasons.append(f"rewound to {rewound['step']} {how}, by {rewound['who']}: {rewound['reason']}")
+    reasons += [f"forked into {fork}" for fork in lineage.get("forks") or ()]
+    return reasons
 
 
 def _note(row: dict[str, Any]) -> str:

@@ -17,12 +17,13 @@ a checkpoint may be missing, and a second engine may fold along: the log decides
 Where things are
 ----------------
 `state` (statuses, their tables, checkpoints) - `plan` (a compiled definition) - `effects` - then a module per family of events:
-`starts`, `attempts` (with `late`: results that come after all), `timers`, `people` (signals, decisions), `control` (cancel, pause,
-resume, terminate), `runs` (several under one id), `migration` (to another definition), `children` (workflows that do a step of
-another one) - `progress` (what follows: next steps, compensation) with `waits` (steps without an agent), `items` (steps that map),
-`reconcile` (did an attempt happen?), `fallbacks` and `budgets` - `closing` (what is written down when something ends) - `partition`
-(the records of one partition: ownership, definitions, quarantine) - `schedules` (what starts workflows by the clock) - `circuits`
-(the other fold: call outcomes to circuit states) - `invariants` (what holds of every state, for tests and the simulation).
+`starts`, `forks` (starts that keep what another workflow did), `attempts` (with `late`: results that come after all),
+`timers`, `people` (signals, decisions), `control` (cancel, pause, resume, terminate), `rewind` (back to a step), `runs` (several
+under one id), `migration` (to another definition), `children` (workflows that do a step of another one) - `progress` (what follows:
+next steps, compensation) with `waits` (steps without an agent), `items` (steps that map), `reconcile` (did an attempt happen?),
+`fallbacks` and `budgets` - `closing` (what is written down when something ends) - `partition` (the records of one partition:
+ownership, definitions, quarantine) - `schedules` (what starts workflows by the clock) - `circuits` (the other fold: call
+outcomes to circuit states) - `invariants` (what holds of every state, for tests and the simulation).
 
 To add an event kind: a dataclass in `schemas.events`, a function in the module of its family, a `case` in `partition`. To
 add a policy: a field of `schemas.definitions.Step`, and one function in `attempts` or `progress` that reads it.

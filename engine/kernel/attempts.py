@@ -33,7 +33,7 @@ from sagalog.schemas.limits import (
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import budgets, children, late, reconcile
+from . import budgets, children, late, reconcile, rewind
 from .closing import dead_letter, note_failure, review
 from .effects import Answered, Called, Effect, Ignored, Reason
 from .fallbacks import fall_back
@@ -47,6 +47,7 @@ from .progress import (
     end_undo,
     give_up,
     hold_undo,
+    past_pivot,
 )
 from .state import DEGRADED_CHILD, StepState, WorkflowState, undo_agent
 
@@ -55,7 +56,8 @@ AnyResult = StepCompleted | StepFailed | ChildEnded | AttemptLost | AttemptRefus
 
 def completed(state: WorkflowState, plan: Plan, event: StepCompleted, size: int, effects: list[Effect]) -> None:
     """An agent did what it was asked."""
-    if state.status is WorkflowStatus.COMPENSATING and event.direction is Direction.EXECUTE:
+    going_back = state.status is WorkflowStatus.COMPENSATING or state.status is WorkflowStatus.REWINDING
+    if going_back and event.direction is Direction.EXECUTE:
         found = plan.find(state, event.step)
         if found is not None and late.landed(state, plan, found, event, effects):
             return
@@ -335,7 +337,7 @@ def _go_on(
     """What follows from a failure that is noted: the next attempt, a fallback, or none of them."""
     spec = plan.steps[step.index]
     kind = FailureKind(failure["kind"])
-    if state.status is WorkflowStatus.COMPENSATING:
+    if state.status is WorkflowStatus.COMPENSATING or rewind.concerns(state, plan, step):
         drop_step(state, plan, step, effects)
         return
     if kind is FailureKind.CIRCUIT_OPEN and spec.when_open is not WhenOpen.FALL_BACK:
@@ -385,7 +387,9 @@ def _undo_failed(
         back_off_undo(state, spec, step, backoff_ms(retry, state, command, tried, retry_after_ms), effects)
         return
     # Recorded and handed to a person; the rest is undone all the same.
-    held = spec.compensate.when_failed is WhenFailed.REVIEW
+    # A rewinding past a pivot has no way back: there, an operator decides in any case.
+    rewinding = state.status is WorkflowStatus.REWINDING
+    held = spec.compensate.when_failed is WhenFailed.REVIEW or (rewinding and past_pivot(state, plan))
     if not held:
         dead_letter(state, spec, step, Direction.COMPENSATE, effects)
     review(

@@ -27,11 +27,11 @@ def breach(state: WorkflowState, plan: Plan, step: StepState, asked: Usage) -> s
     if own is None and of_all is None and state.parent is None:
         return None
     parent = state.steps[step.index]
-    problem = _exceeded(own, "step", parent.items or [parent], state, plan, asked) if own is not None else None
+    problem = _exceeded(own, "step", [parent, *parent.items], state, plan, asked) if own is not None else None
     if problem is None and of_all is not None:
-        problem = _exceeded(of_all, "workflow", list(state.leaves()), state, plan, asked)
+        problem = _exceeded(of_all, "workflow", list(state.everything()), state, plan, asked)
     if problem is None and (allowed := _allowed(state)) is not None:
-        problem = _exceeded(allowed, "parent", list(state.leaves()), state, plan, asked)
+        problem = _exceeded(allowed, "parent", list(state.everything()), state, plan, asked)
     return problem
 
 
@@ -41,9 +41,9 @@ def allowance(state: WorkflowState, plan: Plan, step: StepState) -> tuple[int | 
     parent = state.steps[step.index]
     held_back = reserve(spec, step)
     budgets = [
-        (spec.budget, used(parent.items or [parent])),
-        (plan.definition.budget, used(state.leaves())),
-        (_allowed(state), used(state.leaves())),
+        (spec.budget, used([parent, *parent.items])),
+        (plan.definition.budget, used(state.everything())),
+        (_allowed(state), used(state.everything())),
     ]
     tokens = [budget.tokens - taken["tokens"] for budget, taken in budgets if budget and budget.tokens is not None]
     cost = [budget.cost - taken["cost"] for budget, taken in budgets if budget and budget.cost is not None]
@@ -84,7 +84,7 @@ def used(steps: Iterable[StepState]) -> UsageRecord:
     """What these steps, or items, have used so far."""
     record: UsageRecord = {"attempts": 0, "tokens": 0, "cost": 0}
     for step in steps:
-        record["attempts"] += step.attempt
+        record["attempts"] += step.dropped + _made(step)
         record["tokens"] += step.tokens
         record["cost"] += step.cost
         if step.spent_ms:
@@ -119,6 +119,13 @@ def _exceeded(
         if limit is not None and (already + next_one > limit or (next_one == 0 and already >= limit)):
             return f"the {whose}'s budget of {limit:,} {unit} does not suffice: {already:,} used or reserved, {next_one:,} more"
     return None
+
+
+def _made(step: StepState) -> int:
+    """The attempts of the step itself, or of the item: of a step that maps, its items have them."""
+    if step.item >= 0:
+        return step.attempt - step.first
+    return 0 if step.items or step.first else step.attempt
 
 
 def _bounded(reported: int | None, otherwise: int) -> int:

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Final
 
 from sagalog.schemas import ids
@@ -101,12 +102,16 @@ def undo(state: WorkflowState, plan: Plan, step: StepState) -> Emit:
     return Emit(child_of(state, spec, step), event, command, state.trace, command)
 
 
-def cancel_running(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
+def cancel_running(
+    state: WorkflowState, plan: Plan, effects: list[Effect], places: Container[int] | None = None
+) -> None:  # fmt: skip
     """The workflow stops: so do its children. They report when they have undone what they did, and are waited for."""
     if not plan.has_children:
         return
     for step in state.leaves():
         spec = plan.steps[step.index]
+        if places is not None and step.index not in places:
+            continue
         if step.status is StepStatus.RUNNING and by_child(spec, step):
             child = child_of(state, spec, step)
             event = CancelRequested("its parent stopped", f"workflow {state.workflow_id}")
@@ -117,16 +122,19 @@ def let_go(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
     """The workflow is over: no child of its will be asked anything any more."""
     if not plan.has_children:
         return
-    terminate = state.status is WorkflowStatus.TERMINATED
     for step in state.leaves():
-        spec = plan.steps[step.index]
-        if spec.child is None or not step.attempt or not step.started_ms:
-            continue
-        for attempt in range(1, step.attempt + 1):
-            name = spec.name_of(step)
-            child = ids.child_id(state.workflow_id, name, attempt, state.run)
-            command = ids.command_id(state.workflow_id, name, attempt, Direction.EXECUTE, state.run)
-            effects.append(Emit(child, ParentEnded(ids.token(state.seed, command), terminate), f"{child}/parent-ended"))
+        if plan.steps[step.index].child is not None and step.started_ms:
+            leave(state, plan, step, effects)
+
+
+def leave(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
+    """No child of the step, or of the item, will be asked anything any more."""
+    terminate = state.status is WorkflowStatus.TERMINATED
+    name = plan.steps[step.index].name_of(step)
+    for attempt in range(step.first + 1, step.attempt + 1):
+        child = ids.child_id(state.workflow_id, name, attempt, state.run)
+        command = ids.command_id(state.workflow_id, name, attempt, Direction.EXECUTE, state.run)
+        effects.append(Emit(child, ParentEnded(ids.token(state.seed, command), terminate), f"{child}/parent-ended"))
 
 
 def by_child(spec: PlanStep, step: StepState) -> bool:
@@ -178,7 +186,7 @@ def report(state: WorkflowState, output: Any, missing: list[str], effects: list[
     if parent is None or parent.get("over", False):
         return
     asked = parent.get("undo")
-    spent = budgets.used(state.leaves())
+    spent = budgets.used(state.everything())
     found: ReportRecord = {"status": state.status, "tokens": spent["tokens"], "cost": spent["cost"]}
     if asked is None and state.status in ENDED_WELL:
         try:

@@ -63,20 +63,20 @@ def close_step(
 
 def note_failure(state: WorkflowState, kept: list[FailureRecord], failure: FailureRecord) -> None:
     """Keeps the newest failures of a step or an undoing; of a state that is full, only the newest, without its details."""
-    full = state.bytes + _failure_bytes(failure) > STATE_BYTES_MAX
+    full = state.bytes + failure_bytes(failure) > STATE_BYTES_MAX
     if full:
         # A copy: whoever sends the failure on (a review) still needs its details.
         failure = failure.copy()
         failure.pop("details", None)
     kept.append(failure)
-    state.bytes += _failure_bytes(failure)
+    state.bytes += failure_bytes(failure)
     while len(kept) > (1 if full else FAILURES_KEPT_MAX):
-        state.bytes -= _failure_bytes(kept.pop(0))
+        state.bytes -= failure_bytes(kept.pop(0))
 
 
 def forget_failures(state: WorkflowState, kept: list[FailureRecord]) -> None:
     """Of something that is over and leaves no trace in the state."""
-    state.bytes -= sum(_failure_bytes(failure) for failure in kept)
+    state.bytes -= sum(failure_bytes(failure) for failure in kept)
 
 
 def mark_landed(state: WorkflowState, kept: list[FailureRecord], attempt: int) -> None:
@@ -85,19 +85,20 @@ def mark_landed(state: WorkflowState, kept: list[FailureRecord], attempt: int) -
         if failure.get("attempt") == attempt:
             # A copy: an effect may hold the failure as it was.
             kept[place] = {**failure, "landed": True}
-            state.bytes += _failure_bytes(kept[place]) - _failure_bytes(failure)
+            state.bytes += failure_bytes(kept[place]) - failure_bytes(failure)
 
 
 def mark_outcome(state: WorkflowState, kept: list[FailureRecord], outcome: Outcome) -> None:
     """Somebody knows now what became of the attempt that failed last."""
-    before = _failure_bytes(kept[-1])
+    before = failure_bytes(kept[-1])
     # A copy: an effect may hold the failure as it was.
     kept[-1] = kept[-1].copy()
     kept[-1]["outcome"] = outcome
-    state.bytes += _failure_bytes(kept[-1]) - before
+    state.bytes += failure_bytes(kept[-1]) - before
 
 
-def _failure_bytes(failure: FailureRecord) -> int:
+def failure_bytes(failure: FailureRecord) -> int:
+    """What a failure counts for in the state's payloads."""
     # As the checkpoint will have it: one character of a text may be six bytes of JSON.
     return len(encode(failure))
 
@@ -237,7 +238,11 @@ def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: l
     if state.run != ids.FIRST_RUN:
         result["run"] = state.run
         result["start_id"] = ids.start_id(state.seed)
-    spent = used(state.leaves())
+    if state.rewinds:
+        result["rewinds"] = list(state.rewinds)
+    if state.forked is not None:
+        result["forked_from"] = state.forked
+    spent = used(state.everything())
     if spent["tokens"] or spent["cost"] or "ms" in spent:
         result["usage"] = spent
     if state.parent is not None:
@@ -262,6 +267,7 @@ def finish(state: WorkflowState, plan: Plan | None, trigger: Trigger, effects: l
     if not children.may_be_undone(state, plan):
         state.steps, state.input, state.bytes = [], None, 0
         state.migrated, state.own_deadline = [], False
+        state.rewinds, state.rewinding, state.pivoted, state.forked = [], False, False, None
 
 
 def manifest(state: WorkflowState, plan: Plan) -> list[MissingRecord]:

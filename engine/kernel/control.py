@@ -11,7 +11,7 @@ from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, PRIORITY_MAX, TEXT
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import children, items, reconcile
+from . import children, items, reconcile, rewind
 from .closing import close_stop, finish, move_workflow, review
 from .effects import Answered, Dispatch, Effect, Emit, Ignored, Prioritized, Reason
 from .plan import Plan
@@ -33,7 +33,7 @@ def cancel(state: WorkflowState, plan: Plan | None, event: CancelRequested, effe
     """Stops a workflow and undoes what it did. A compensation that runs already cannot be interrupted."""
     cause = _cause(state, f"cancelled by {event.who}: {event.reason}")
     match state.status:
-        case WorkflowStatus.RUNNING if plan is not None and not past_pivot(state, plan):
+        case WorkflowStatus.RUNNING | WorkflowStatus.REWINDING if plan is not None and not past_pivot(state, plan):
             stop(state, plan, Trigger.CANCELLED, cause, effects)
         case WorkflowStatus.WAITING:
             state.failure = cause
@@ -90,7 +90,7 @@ def act(state: WorkflowState, plan: Plan | None, event: ActionRequested, effects
 def quarantine(state: WorkflowState, reason: str, effects: list[Effect]) -> None:
     """Stops a workflow one of whose records could not be read or folded. A finished one is not touched."""
     match state.status:
-        case WorkflowStatus.WAITING | WorkflowStatus.RUNNING | WorkflowStatus.COMPENSATING:
+        case WorkflowStatus.WAITING | WorkflowStatus.RUNNING | WorkflowStatus.REWINDING | WorkflowStatus.COMPENSATING:
             move_workflow(state, Trigger.RECORD_QUARANTINED, effects)
             state.stopped = reason[:FAILURE_MESSAGE_CHARS_MAX]
             review(state, "quarantined", state.stopped, None, effects)
@@ -99,7 +99,8 @@ def quarantine(state: WorkflowState, reason: str, effects: list[Effect]) -> None
 
 
 def _pause(state: WorkflowState, event: ActionRequested) -> bool:
-    if state.status not in (WorkflowStatus.RUNNING, WorkflowStatus.COMPENSATING) or state.paused is not None:
+    at_work = (WorkflowStatus.RUNNING, WorkflowStatus.REWINDING, WorkflowStatus.COMPENSATING)
+    if state.status not in at_work or state.paused is not None:
         return False
     state.paused = {
         "who": event.who[:TEXT_CHARS_MAX],
@@ -113,7 +114,8 @@ def _resume(state: WorkflowState, plan: Plan | None, event: ActionRequested, eff
     if state.status is WorkflowStatus.QUARANTINED:
         if plan is None or not state.steps:
             return False  # it stopped before it began: cancelling is not possible either, terminating is
-        move_workflow(state, Trigger.RESUMED if state.failure is None else Trigger.RESUMED_UNDOING, effects)
+        forward = Trigger.RESUMED_REWINDING if state.rewinding else Trigger.RESUMED
+        move_workflow(state, forward if state.failure is None else Trigger.RESUMED_UNDOING, effects)
         state.stopped = None
         close_stop(state, event.action, event.who[:TEXT_CHARS_MAX], event.reason[:TEXT_CHARS_MAX], effects)
         _send_again(state, plan, effects)
@@ -158,6 +160,8 @@ def _go_on(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
         for step in state.steps:
             if step.items and step.status is StepStatus.RUNNING:
                 items.fill(state, plan, step, effects)
+        if state.status is WorkflowStatus.REWINDING:
+            rewind.go_on(state, plan, effects)
         proceed(state, plan, range(len(plan.steps)), effects)
 
 

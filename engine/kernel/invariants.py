@@ -47,11 +47,13 @@ def _problems(state: WorkflowState, plan: Plan | None) -> Iterator[str]:
                 yield "is stopped, and nobody can say why"
         case WorkflowStatus.RUNNING:
             yield from _running(state)
+        case WorkflowStatus.REWINDING:
+            yield from _rewinding(state)
         case WorkflowStatus.COMPENSATING:
             yield from _compensating(state)
         case _ if state.terminal:
             yield from _ended(state)
-    if state.status is WorkflowStatus.RUNNING or state.status is WorkflowStatus.COMPENSATING:
+    if state.status in (WorkflowStatus.RUNNING, WorkflowStatus.REWINDING, WorkflowStatus.COMPENSATING):
         if plan is None or len(state.steps) != len(plan.steps):
             yield "its steps are not those of its definition"
             return
@@ -68,6 +70,15 @@ def _running(state: WorkflowState) -> Iterator[str]:
         yield "something is undone while it runs"
 
 
+def _rewinding(state: WorkflowState) -> Iterator[str]:
+    if not state.rewinds or not state.rewinding:
+        yield "is rewound, and nobody can say where to"
+    out = any(step.status in _OUT for step in state.steps)
+    undoing = any(step.undo is not None and step.undo.status in _UNDO_MOVES for step in state.leaves())
+    if not out and not undoing and state.paused is None:
+        yield "nothing will move it"
+
+
 def _compensating(state: WorkflowState) -> Iterator[str]:
     if state.failure is None:
         yield "is undone, and nobody can say why"
@@ -75,7 +86,8 @@ def _compensating(state: WorkflowState) -> Iterator[str]:
     undoing = any(step.undo is not None and step.undo.status in _UNDO_MOVES for step in state.leaves())
     if not out and not undoing and state.paused is None:
         yield "nothing will move it"
-    if out and undoing:
+    # What a rewinding was undoing goes on; steps that it did not concern may be out.
+    if out and undoing and not state.rewinds:
         yield "something is undone while attempts are out"
     for step in state.steps:
         if step.status in (StepStatus.WAITING, StepStatus.BACKING_OFF, StepStatus.AWAITING, StepStatus.HELD):

@@ -16,7 +16,7 @@ from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, ITEMS_MAX
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, WorkflowStatus
 
-from . import progress
+from . import progress, rewind
 from .closing import close_step, move_step_to, note_failure
 from .effects import Effect
 from .plan import Plan, PlanStep
@@ -45,9 +45,17 @@ def enter(state: WorkflowState, plan: Plan, step: StepState, spec: PlanStep, eff
     if step.items:
         _anew(state, step, spec, effects)
     else:
-        step.items = [StepState(step.index, number) for number in range(count)]
+        step.items = [_item(step, number) for number in range(count)]
     fill(state, plan, step, effects)
     return False
+
+
+def _item(step: StepState, number: int) -> StepState:
+    """A new item. After a rewinding its numbers go on where those of the item before it in its place ended."""
+    item = StepState(step.index, number)
+    item.attempt = item.first = item.fell_back_after = step.first
+    item.undone_before, item.round, item.questions = step.undone_before, step.round, step.questions
+    return item
 
 
 def _count(state: WorkflowState, step: StepState, spec: PlanStep) -> int:
@@ -112,7 +120,7 @@ def ended(
     spec = plan.steps[item.index]
     step = state.steps[item.index]
     close_step(state, item, spec, after, trigger, effects)
-    if state.status is WorkflowStatus.COMPENSATING:
+    if state.status is WorkflowStatus.COMPENSATING or rewind.concerns(state, plan, step):
         _settle(state, plan, step, effects)
         progress.undo_next(state, plan, effects)
         return
@@ -199,7 +207,7 @@ def _last_round(
         _note(state, step, failure, problem)
         progress.give_up(state, plan, step, failure, effects)
         return False
-    following = StepState(step.index, len(step.items))
+    following = _item(step, len(step.items))
     step.items.append(following)
     if repeat.delay_ms:
         move_step_to(state, following, spec, StepStatus.BACKING_OFF, "delayed", effects)

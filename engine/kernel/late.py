@@ -1,7 +1,8 @@
 """Results that come after all: of an attempt that was given up because nobody could say what became of it.
 
 Rules:
-- While the workflow is being undone, a step that was undone already is undone once more: what came late may have been done later.
+- While the workflow is being undone, or a part of it by a rewinding, a step that was undone already is undone once more: what came
+  late may have been done later.
 - After the end there is nothing left to undo it with: a review says what was done, and a person looks.
 - Each counts once. A copy of a result that was in time, or of an attempt whose step was done after all, is no late one.
 """
@@ -15,7 +16,7 @@ from sagalog.schemas.events import StepCompleted
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.statuses import UndoStatus, WorkflowStatus
 
-from . import progress
+from . import progress, rewind
 from .closing import given_up, mark_landed, review
 from .effects import Effect
 from .plan import Plan
@@ -25,7 +26,10 @@ from .state import StepState, WorkflowState
 
 def landed(state: WorkflowState, plan: Plan, step: StepState, event: StepCompleted, effects: list[Effect]) -> bool:
     """Whether the event is a late result of a workflow that is being undone; a step that is undone is undone once more."""
-    if state.status is not WorkflowStatus.COMPENSATING or event.attempt not in given_up(step):
+    undoing = state.status is WorkflowStatus.COMPENSATING or (
+        rewind.concerns(state, plan, step) and state.rewinds[-1]["undo"]
+    )
+    if not undoing or event.attempt not in given_up(step):
         return False
     if step.question is not None and event.attempt == step.attempt:
         return False  # it answers what is being asked about it

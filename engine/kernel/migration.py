@@ -95,6 +95,8 @@ def _stands(state: WorkflowState, old: Plan | None) -> str | None:
             return None
         case WorkflowStatus.WAITING:
             return "waits for its definition; register that one (sagalog definitions register)"
+        case WorkflowStatus.REWINDING:
+            return "is being rewound; wait until it runs again"
         case WorkflowStatus.QUARANTINED:
             # A record that broke the fold may have left it half done: what is in it cannot be relied upon.
             return "is quarantined; look at the record, resume it (sagalog resume), then move it"
@@ -126,7 +128,8 @@ def _of_step(state: WorkflowState, moved: WorkflowState, old: Plan, new: Plan, s
     if kind != other:
         yield f"{where}: has begun as a step with {kind}, and has {other} now; keep the one, or give the other a new name"
         return
-    for need in spec.needs:
+    rewound = step.status in (StepStatus.WAITING, StepStatus.CANCELLED) and not step.started_ms
+    for need in () if rewound else spec.needs:  # one that is to begin anew waits for them as any does
         before = old.index.get(new.steps[need].name)
         if before is None or state.steps[before].status not in ENDED_WELL:
             yield f"{where}.needs: {new.steps[need].name!r} has not ended, and {was.name!r} has begun; let it come behind"

@@ -28,6 +28,7 @@ from sagalog.schemas.events import (
     Owned,
     ParentEnded,
     Quarantined,
+    RewindRequested,
     ScheduleActed,
     ScheduleDue,
     ScheduleRemoved,
@@ -164,7 +165,9 @@ class Partition:
                 pass  # first: these are nearly all
             case ChildEnded() | UndoRequested() | ParentEnded():
                 pass  # of another partition's owner: believed by their tokens, whatever its epoch
-            case CancelRequested() | ActionRequested() | SignalReceived() | StepDecided() | MigrationRequested():
+            case CancelRequested() | ActionRequested() | SignalReceived() | StepDecided():
+                pass
+            case MigrationRequested() | RewindRequested():
                 pass
             case Owned():
                 self._owned(event, effects)
@@ -240,7 +243,7 @@ class Partition:
                 forget = timers.fired(state, plan, event, offset_before, effects)
             case CancelRequested():
                 people.cancelled(state, plan, event, record, effects)
-            case ActionRequested() | SignalReceived() | StepDecided():
+            case ActionRequested() | SignalReceived() | StepDecided() | RewindRequested():
                 people.heard(state, plan, event, record, effects)
             case MigrationRequested():
                 people.heard(state, plan, event, record, effects, self._named(event.definition))

@@ -16,6 +16,7 @@ from sagalog.schemas.events import (
     FailureKind,
     MigrationRequested,
     Quarantined,
+    RewindRequested,
     SignalReceived,
     StepDecided,
 )
@@ -33,7 +34,7 @@ from sagalog.schemas.limits import (
 from sagalog.schemas.records import FailureRecord, SignalRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import control, migration, runs, waits
+from . import control, migration, rewind, runs, waits
 from .closing import close_review, dead_letter, move_step_to, note_failure
 from .effects import Effect, Ignored, Reason
 from .plan import Plan, PlanStep
@@ -41,7 +42,7 @@ from .progress import dispatch_undo, end_step, end_undo, fail_step, give_up, pas
 from .record import Record
 from .state import StepState, WorkflowState, undo_agents
 
-FromOutside = ActionRequested | SignalReceived | StepDecided | MigrationRequested
+FromOutside = ActionRequested | SignalReceived | StepDecided | MigrationRequested | RewindRequested
 
 
 def heard(
@@ -66,6 +67,10 @@ def heard(
         _ignore(Reason.NOT_WAITED_FOR, event, effects)
     elif isinstance(event, SignalReceived):
         _signalled(state, plan, event, event_id, record.size, effects)
+    elif isinstance(event, RewindRequested):
+        reason = rewind.requested(state, plan, event, effects)
+        if reason is not None:
+            _ignore(reason, event, effects)
     else:
         _decided(state, plan, event, record.size, effects)
     ignored = len(effects) == effects_before + 1 and isinstance(effects[-1], Ignored)
@@ -121,7 +126,7 @@ def _signalled(
     state: WorkflowState, plan: Plan, event: SignalReceived, signal_id: str, size: int, effects: list[Effect]
 ) -> None:
     """A step that waits for the signal ends; else the signal is kept until one does."""
-    if state.status is not WorkflowStatus.RUNNING:
+    if state.status not in (WorkflowStatus.RUNNING, WorkflowStatus.REWINDING):
         _ignore(Reason.NOT_POSSIBLE, event, effects)
         return
     step = _waiting_for(state, plan, event.name)
@@ -187,7 +192,7 @@ def _decided(state: WorkflowState, plan: Plan, event: StepDecided, size: int, ef
         reason = Reason.NOT_POSSIBLE  # only the agent that was asked can say
     elif isinstance(spec.awaits, Task) and step.status is StepStatus.AWAITING:
         reason = _decide_task(state, plan, step, spec, event, size, effects)
-    elif step.status is StepStatus.HELD and state.status is WorkflowStatus.RUNNING:
+    elif step.status is StepStatus.HELD and state.status in (WorkflowStatus.RUNNING, WorkflowStatus.REWINDING):
         reason = _decide_held(state, plan, step, spec, event, size, effects)
     else:
         reason = Reason.NOT_WAITED_FOR
@@ -268,7 +273,8 @@ def _decide_undo(
     state: WorkflowState, plan: Plan, step: StepState, spec: PlanStep, event: StepDecided, effects: list[Effect]
 ) -> Reason | None:
     undo = step.undo
-    if undo is None or undo.status is not UndoStatus.HELD or state.status is not WorkflowStatus.COMPENSATING:
+    undoing = state.status in (WorkflowStatus.COMPENSATING, WorkflowStatus.REWINDING)
+    if undo is None or undo.status is not UndoStatus.HELD or not undoing:
         return Reason.NOT_WAITED_FOR
     if state.paused is not None and (event.decision is Decision.RETRY or undo.turn + 1 < len(undo_agents(step, spec))):
         return Reason.NOT_POSSIBLE  # it would begin something
@@ -283,7 +289,7 @@ def _decide_undo(
         case Decision.COMPLETE:
             _close_undo(state, spec.name_of(step), event, effects)
             end_undo(state, plan, step, UndoStatus.DONE, "completed_by_hand", effects)
-        case Decision.FAIL:
+        case Decision.FAIL if state.status is WorkflowStatus.COMPENSATING or not past_pivot(state, plan):
             _close_undo(state, spec.name_of(step), event, effects)
             dead_letter(state, spec, step, Direction.COMPENSATE, effects)
             end_undo(state, plan, step, UndoStatus.FAILED, "given_up", effects)

@@ -17,13 +17,13 @@ from sagalog.schemas import ids
 from sagalog.schemas.commands import Command
 from sagalog.schemas.conditions import Condition, ConditionFailed
 from sagalog.schemas.definitions import Retry, Task, UndoOrder, WhenFailed, WhenOpen
-from sagalog.schemas.events import FailureKind
+from sagalog.schemas.events import FailureKind, Forked
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
-from . import budgets, children, fallbacks, items, reconcile, waits
+from . import budgets, children, fallbacks, forks, items, reconcile, rewind, waits
 from .closing import (
     close_review,
     close_step,
@@ -37,12 +37,11 @@ from .closing import (
 from .effects import Dispatch, Effect, Emit, Moved
 from .plan import Plan, PlanStep
 from .state import (
-    DEGRADED_CHILD,
     NEVER,
     StepState,
     Trigger,
     WorkflowState,
-    did_by_itself,
+    did_it,
     move_undo,
     undo_agent,
     undo_agents,
@@ -58,11 +57,15 @@ _STOPPABLE = (StepStatus.WAITING, StepStatus.BACKING_OFF, StepStatus.AWAITING, S
 # --- forward
 
 
-def begin(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
-    """The workflow runs from here: its first steps go out."""
+def begin(state: WorkflowState, plan: Plan, forked: Forked | None, effects: list[Effect]) -> None:
+    """The workflow runs from here: its first steps go out, or those that follow what a fork keeps."""
     state.steps = [StepState(place) for place in range(len(plan.steps))]
     state.open_steps = len(plan.steps)
-    proceed(state, plan, plan.roots, effects)
+    if forked is None:
+        proceed(state, plan, plan.roots, effects)
+        return
+    forks.begin(state, plan, forked, effects)
+    proceed(state, plan, range(len(plan.steps)), effects)
 
 
 def proceed(state: WorkflowState, plan: Plan, places: Iterable[int], effects: list[Effect]) -> None:
@@ -170,7 +173,7 @@ def end_step(
         return
     spec = plan.steps[step.index]
     close_step(state, step, spec, after, trigger, effects)
-    if state.status is WorkflowStatus.COMPENSATING:
+    if state.status is WorkflowStatus.COMPENSATING or rewind.concerns(state, plan, step):
         undo_next(state, plan, effects)
     elif after is StepStatus.DEGRADED and spec.required and not past_pivot(state, plan):
         last = step.failures[-1]
@@ -183,7 +186,9 @@ def end_step(
 
 def past_pivot(state: WorkflowState, plan: Plan) -> bool:
     """Whether a pivot has ended well: from there on the workflow only goes forward."""
-    return plan.pivots and any(plan.steps[step.index].pivot and step.status in ENDED_WELL for step in state.steps)
+    return plan.pivots and (
+        state.pivoted or any(plan.steps[step.index].pivot and step.status in ENDED_WELL for step in state.steps)
+    )
 
 
 # --- a step that failed for good
@@ -241,6 +246,7 @@ def stop(state: WorkflowState, plan: Plan, trigger: Trigger, cause: FailureRecor
     move_workflow(state, trigger, effects)
     state.failure = cause
     state.paused = None
+    state.rewinding = False
     for step in state.steps:
         if step.items and step.status is StepStatus.RUNNING:
             items.stop(state, plan, step, effects)
@@ -252,14 +258,17 @@ def stop(state: WorkflowState, plan: Plan, trigger: Trigger, cause: FailureRecor
     undo_next(state, plan, effects)
 
 
-def cancel_step(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
+def cancel_step(
+    state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect], why: str = "the workflow stopped"
+) -> None:
     """The step is not tried (again). With an unknown outcome it takes part in the compensation."""
     spec = plan.steps[step.index]
-    _close_review(state, step, spec, "the workflow stopped", effects)
+    _close_review(state, step, spec, why, effects)
     move_step_to(state, step, spec, StepStatus.CANCELLED, "stopped", effects)
     if step.item < 0:
         state.open_steps -= 1
-    if step.unknown:
+    # What a rewinding left with an unknown outcome, and has not begun since, gets its place once all else has ended.
+    if step.unknown and step.started_ms:
         state.ended_steps += 1
         step.order = state.ended_steps
         step.finished_ms = state.now_ms
@@ -290,8 +299,13 @@ def _close_review(state: WorkflowState, step: StepState, spec: PlanStep, why: st
 
 def undo_next(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
     """Once nothing is out any more: undoes what can be undone next, or ends the workflow when all is undone."""
+    if state.status is WorkflowStatus.REWINDING:
+        rewind.go_on(state, plan, effects)
+        return
     if state.paused is not None or any(step.status in _OUT for step in state.steps):
         return
+    if state.rewinds:
+        rewind.place_left_behind(state, plan)
     held = at_work = False
     pending: list[StepState] = []
     for step in state.leaves():
@@ -406,11 +420,12 @@ def _to_undo(step: StepState, plan: Plan) -> bool:
     spec = plan.steps[step.index]
     if spec.compensate is None or (spec.resolve_items is not None and step.item < 0):
         return False  # what a step that maps or repeats did, its items did
+    if step.stand_in == "fork":
+        return False  # its effect is the original's
     # A step whose outcome is unknown may have had its effect: it is undone like one that is known to have had it. What a
     # fallback agent did in its place has to be undone, too (`undo_agents`); a default or a constant did nothing.
-    done = step.stand_in is not None and (step.stand_in.startswith("fallback:") or step.stand_in == DEGRADED_CHILD)
-    own = did_by_itself(step, spec) or (step.status is StepStatus.DONE and spec.compensate.agent is not None)
-    return own or step.unknown or done
+    by_hand = step.status is StepStatus.DONE and spec.compensate.agent is not None
+    return did_it(step, spec) or by_hand or step.unknown
 
 
 def _how_it_ended(state: WorkflowState) -> Trigger:
@@ -479,7 +494,7 @@ def _command(
         attempt=attempt,
         direction=direction,
         token=ids.token(state.seed, command_id),
-        idempotency_key=ids.idempotency_key(state.workflow_id, name, state.run),
+        idempotency_key=ids.idempotency_key(state.workflow_id, name, state.run, step.round),
         input=None,
         timeout_ms=spec.timeout_ms,
         heartbeat_timeout_ms=spec.heartbeat_timeout_ms,

@@ -101,7 +101,7 @@ def question_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Disp
         attempt=step.questions,
         direction=Direction.RECONCILE,
         token=ids.token(state.seed, command_id),
-        idempotency_key=ids.idempotency_key(state.workflow_id, name, state.run),
+        idempotency_key=ids.idempotency_key(state.workflow_id, name, state.run, step.round),
         input=spec.resolve_input(state, step.item),
         timeout_ms=spec.reconcile.timeout_ms,
         heartbeat_timeout_ms=spec.heartbeat_timeout_ms,

@@ -136,6 +136,8 @@ def _problem(
         return Reason.INVALID_START, problem[1][:FAILURE_MESSAGE_CHARS_MAX]
     if state.status is WorkflowStatus.QUARANTINED:
         return Reason.STOPPED, f"the workflow is stopped: {state.stopped}"[:FAILURE_MESSAGE_CHARS_MAX]
+    if event.forked is not None:
+        return Reason.INVALID_START, "forked: a fork replaces nothing; give it an id of its own"
     if children.awaited(state):
         return Reason.NOT_POSSIBLE, "the workflow does a step of another one, which may still have it undone"
     waiting = state.next["bytes"] if state.next is not None else 0
@@ -181,7 +183,7 @@ def _end(state: WorkflowState, plan: Plan | None, effects: list[Effect]) -> None
         "at_ms": state.now_ms,
     }
     match state.status:
-        case WorkflowStatus.RUNNING if plan is not None and not past_pivot(state, plan):
+        case WorkflowStatus.RUNNING | WorkflowStatus.REWINDING if plan is not None and not past_pivot(state, plan):
             stop(state, plan, Trigger.CANCELLED, cause, effects)
         case WorkflowStatus.WAITING:
             state.failure = cause

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from hashlib import blake2b
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from sagalog.schemas.codec import encode
 from sagalog.schemas.errors import InvalidRecord
-from sagalog.schemas.events import FailureKind, OnDuplicate, WorkflowStarted
+from sagalog.schemas.events import FailureKind, Forked, OnDuplicate, WorkflowStarted
 from sagalog.schemas.identity import check_identity
 from sagalog.schemas.ids import FIRST_RUN, check_name, check_workflow_id
 from sagalog.schemas.limits import (
@@ -15,16 +18,14 @@ from sagalog.schemas.limits import (
     CORRELATION_ID_CHARS_MAX,
     DEADLINE_MS_MAX,
     DEFINITION_WAIT_MS,
-    ENVELOPE_BYTES_MAX,
     FAILURE_MESSAGE_CHARS_MAX,
     NAME_CHARS_MAX,
-    PAYLOAD_BYTES_MAX,
     PRIORITY_DEFAULT,
     SEED_BYTES_MAX,
     TRACE_BYTES_MAX,
 )
 
-from . import children
+from . import children, forks
 from .closing import finish, move_workflow
 from .effects import Effect
 from .plan import Plan
@@ -32,6 +33,7 @@ from .progress import begin
 from .record import Record
 from .state import NEVER, Trigger, WorkflowState
 
+_FORKED: Final = TypeAdapter(Forked)
 DEFINITION_CHARS_MAX: Final = NAME_CHARS_MAX + 33
 """A name, an @ and a hash."""
 
@@ -55,6 +57,7 @@ def start(
         bytes=record.size,
         parent=children.remember_parent(event.parent) if event.parent is not None else None,
         run=run_of(event, record),
+        forked=forks.lineage(event.forked) if event.forked is not None else None,
     )
     problem = start_problem(workflow_id, event, record.size, plan)
     if problem is not None:
@@ -62,32 +65,42 @@ def start(
         return state
     state.tenant, state.attributes = event.tenant, event.attributes
     state.priority = event.priority if event.priority is not None else PRIORITY_DEFAULT
-    enter(state, plan, event.deadline_ms, effects)
+    enter(state, plan, event.deadline_ms, effects, event.forked)
     return state
 
 
-def enter(state: WorkflowState, plan: Plan | None, deadline_ms: int | None, effects: list[Effect]) -> None:
+def enter(
+    state: WorkflowState,
+    plan: Plan | None,
+    deadline_ms: int | None,
+    effects: list[Effect],
+    forked: Forked | None = None,
+) -> None:
     """A start that was accepted runs, or waits for its definition."""
     if plan is None:
         state.start = {"deadline_ms": deadline_ms}
+        if forked is not None:
+            state.start["forked"] = asdict(forked)
         _wait(state, effects)
     else:
         move_workflow(state, Trigger.STARTED, effects)
-        _run(state, plan, deadline_ms, effects)
+        _run(state, plan, deadline_ms, forked, effects)
 
 
 def definition_arrived(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
     """A waiting start has its definition now."""
     assert state.start is not None
     deadline_ms = state.start["deadline_ms"]
+    kept = state.start.get("forked")
+    forked = _FORKED.validate_python(kept) if kept is not None else None
     state.definition = plan.hash
     state.start = None
-    problem = input_problem(state.input, plan)
+    problem = input_problem(state.input, plan) or (forks.problem(forked, plan) if forked is not None else None)
     if problem is not None:
         reject(state, FailureKind.INVALID_INPUT, problem, effects)
         return
     move_workflow(state, Trigger.DEFINITION_ARRIVED, effects)
-    _run(state, plan, deadline_ms, effects)
+    _run(state, plan, deadline_ms, forked, effects)
 
 
 def definition_missing(state: WorkflowState, effects: list[Effect]) -> None:
@@ -134,11 +147,9 @@ def start_problem(
             f"correlation_id: is {len(event.correlation_id)} characters, more than {CORRELATION_ID_CHARS_MAX}",
         )
     beside = len(encode(event.attributes)) if event.attributes else 0
-    if size - beside > PAYLOAD_BYTES_MAX + ENVELOPE_BYTES_MAX:
-        return (
-            FailureKind.INVALID_INPUT,
-            f"input: the start is {size:,} bytes, more than {PAYLOAD_BYTES_MAX:,}; store it elsewhere and pass a reference",
-        )
+    too_large = forks.size_problem(event, size - beside)
+    if too_large is not None:
+        return FailureKind.INVALID_INPUT, too_large
     if event.parent is not None and event.parent.depth > CHILD_DEPTH_MAX:
         return (
             FailureKind.INVALID_INPUT,
@@ -147,6 +158,8 @@ def start_problem(
     if event.deadline_ms is not None and not 10 <= event.deadline_ms <= DEADLINE_MS_MAX:
         return FailureKind.INVALID_INPUT, f"deadline_ms: {event.deadline_ms} is not within 10 to {DEADLINE_MS_MAX}"
     problem = input_problem(event.input, plan) if plan is not None else None
+    if problem is None and plan is not None and event.forked is not None:
+        problem = forks.problem(event.forked, plan)
     return (FailureKind.INVALID_INPUT, problem) if problem is not None else None
 
 
@@ -170,11 +183,13 @@ def seed_of(record: Record) -> str:
     return record.ce_id.decode(errors="replace")
 
 
-def _run(state: WorkflowState, plan: Plan, deadline_ms: int | None, effects: list[Effect]) -> None:
+def _run(
+    state: WorkflowState, plan: Plan, deadline_ms: int | None, forked: Forked | None, effects: list[Effect]
+) -> None:
     within = deadline_ms if deadline_ms is not None else plan.definition.deadline_ms
     state.deadline_ms = state.started_ms + within if within is not None else NEVER
     state.own_deadline = deadline_ms is not None and deadline_ms == plan.definition.deadline_ms
-    begin(state, plan, effects)
+    begin(state, plan, forked, effects)
 
 
 def _wait(state: WorkflowState, effects: list[Effect]) -> None:

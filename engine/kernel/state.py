@@ -18,12 +18,14 @@ from sagalog.schemas.limits import PRIORITY_DEFAULT
 from sagalog.schemas.records import (
     CheckpointRecord,
     FailureRecord,
+    ForkedRecord,
     MigratedRecord,
     NextRecord,
     ParentRecord,
     PausedRecord,
     QuestionRecord,
     ReportRecord,
+    RewindRecord,
     SignalRecord,
     StepRecord,
     UndoRecord,
@@ -61,6 +63,9 @@ class Trigger(StrEnum):
     RESUMED_UNDOING = "resumed_undoing"
     TERMINATED = "terminated"
     UNDO_REQUESTED = "undo_requested"
+    REWIND_REQUESTED = "rewind_requested"
+    REWOUND = "rewound"
+    RESUMED_REWINDING = "resumed_rewinding"
 
 
 _W = WorkflowStatus
@@ -80,6 +85,15 @@ WORKFLOW_MOVES: Final[dict[tuple[WorkflowStatus | None, Trigger], WorkflowStatus
     (_W.RUNNING, _T.STEP_FAILED): _W.COMPENSATING,
     (_W.RUNNING, _T.CANCELLED): _W.COMPENSATING,
     (_W.RUNNING, _T.DEADLINE_PASSED): _W.COMPENSATING,
+    # back to a step and forward again; whatever stops a running workflow stops one that is being rewound
+    (_W.RUNNING, _T.REWIND_REQUESTED): _W.REWINDING,
+    (_W.REWINDING, _T.REWOUND): _W.RUNNING,
+    (_W.REWINDING, _T.STEP_FAILED): _W.COMPENSATING,
+    (_W.REWINDING, _T.CANCELLED): _W.COMPENSATING,
+    (_W.REWINDING, _T.DEADLINE_PASSED): _W.COMPENSATING,
+    (_W.REWINDING, _T.RECORD_QUARANTINED): _W.QUARANTINED,
+    (_W.QUARANTINED, _T.RESUMED_REWINDING): _W.REWINDING,
+    (_W.REWINDING, _T.TERMINATED): _W.TERMINATED,
     # backward; a compensation cannot be interrupted
     (_W.COMPENSATING, _T.NOTHING_TO_UNDO): _W.FAILED,
     (_W.COMPENSATING, _T.UNDONE): _W.COMPENSATED,
@@ -153,6 +167,12 @@ STEP_MOVES: Final[frozenset[tuple[StepStatus, StepStatus]]] = frozenset(
         # an item of a step that maps, when an operator has the step tried anew
         (_S.FAILED, _S.WAITING),
         (_S.CANCELLED, _S.WAITING),
+        # rewound: it is to be done anew
+        (_S.DONE, _S.WAITING),
+        (_S.DEGRADED, _S.WAITING),
+        (_S.SKIPPED, _S.WAITING),
+        # a fork keeps what its original did
+        (_S.WAITING, _S.DONE),
     }
 )
 
@@ -272,6 +292,14 @@ class StepState:
     """Of a step that maps, once it has begun: a state for each item."""
     filling: bool = False
     """Of a step that maps: its items are being begun at this moment."""
+    round: int = 0
+    """How often it was begun anew under a new idempotency key."""
+    first: int = 0
+    """Of an item: attempts of earlier items of its name, which only keep its numbers apart."""
+    undone_before: int = 0
+    """Attempts at undoing that belong to earlier rounds; they only keep its numbers apart."""
+    dropped: int = 0
+    """Of a step that maps: attempts of items that a rewinding dropped; they count for budgets."""
     token: str = ""
     """Of the newest attempt, as long as it is at hand; it follows from the seed and is not in the checkpoint."""
 
@@ -348,6 +376,13 @@ class WorkflowState:
     """Its moves to other hashes of its definition, the newest last."""
     own_deadline: bool = False
     """The start named the very deadline that its definition has. One that differs shows by itself whose it is."""
+    rewinds: list[RewindRecord] = field(default_factory=list)
+    """The oldest first."""
+    rewinding: bool = False
+    """The last of them is under way; also while the workflow is quarantined."""
+    pivoted: bool = False
+    """A pivot that a rewinding took back had ended well: from there on the workflow only goes forward, all the same."""
+    forked: ForkedRecord | None = None
 
     @property
     def terminal(self) -> bool:
@@ -375,11 +410,19 @@ class WorkflowState:
             else:
                 yield step
 
+    def everything(self) -> Iterator[StepState]:
+        """Every step, each followed by its items."""
+        for step in self.steps:
+            yield step
+            yield from step.items
+
     def due_ms(self) -> int:
         """When the next of the workflow's own timers is due; NEVER without one. Milliseconds since the epoch."""
         match self.status:
-            case WorkflowStatus.RUNNING:
+            case WorkflowStatus.RUNNING | WorkflowStatus.REWINDING:
                 due_ms = self.deadline_ms
+                if self.rewinding:
+                    due_ms = min([due_ms, *(s.undo.retry_at_ms for s in self.leaves() if s.undo is not None)])
                 for step in self.steps:
                     if step.retry_at_ms < due_ms:
                         due_ms = step.retry_at_ms
@@ -420,16 +463,20 @@ def did_by_itself(step: StepState, spec: PlanStep) -> bool:
     return step.status is StepStatus.DONE and not by_hand
 
 
+def did_it(step: StepState, spec: PlanStep) -> bool:
+    """Whether the present agent, or workflow, is known to have done the step."""
+    stand_in = step.stand_in or ""
+    return did_by_itself(step, spec) or stand_in.startswith("fallback:") or stand_in == DEGRADED_CHILD
+
+
 def undo_agents(step: StepState, spec: PlanStep) -> list[str]:
     """Who undoes a step, one after the other: the agent that the definition names for it, else whoever did it or may have."""
     assert spec.compensate is not None
     if spec.compensate.agent is not None:
         return [spec.compensate.agent]
     present = spec.agent_of(step)
-    stand_in = step.stand_in or ""
-    did_it = did_by_itself(step, spec) or stand_in.startswith("fallback:") or stand_in == DEGRADED_CHILD
     # The newest first, as everywhere: a fallback agent, then those of which nobody can say whether they did it before.
-    found = dict.fromkeys([*([present] if did_it else ()), *reversed(step.suspects)])
+    found = dict.fromkeys([*([present] if did_it(step, spec) else ()), *reversed(step.suspects)])
     return list(found) or [present]
 
 
@@ -504,6 +551,14 @@ def dump(state: WorkflowState, plan: Plan | None) -> CheckpointRecord:
         record["migrated"] = list(state.migrated)
     if state.own_deadline:
         record["own_deadline"] = True
+    if state.rewinds:
+        record["rewinds"] = list(state.rewinds)
+    if state.rewinding:
+        record["rewinding"] = True
+    if state.pivoted:
+        record["pivoted"] = True
+    if state.forked is not None:
+        record["forked_from"] = state.forked
     if plan is not None and state.steps:
         record["steps"] = dump_steps(state, plan)
     return record  # type: ignore[return-value]
@@ -561,11 +616,20 @@ def _dump_step(step: StepState, spec: PlanStep) -> StepRecord:
         record["questions"] = step.questions
     if step.question is not None:
         record["question"] = _dump_question(step.question)
+    if step.round or step.first or step.undone_before or step.dropped:
+        _dump_rounds(step, record)
     if step.items:
         record["items"] = [_dump_step(item, spec) for item in step.items]
         if spec.repeat is not None:
             record["repeats"] = True
     return record
+
+
+def _dump_rounds(step: StepState, record: StepRecord) -> None:
+    """What rewindings left behind; a step that none has touched has nothing of it."""
+    for key in ("round", "first", "undone_before", "dropped"):
+        if value := getattr(step, key):
+            record[key] = value
 
 
 def _from_items(step: StepState) -> bool:
@@ -634,6 +698,10 @@ def restore(workflow_id: str, record: dict[str, Any]) -> WorkflowState:
         next=record.get("next"),
         migrated=record.get("migrated", []),
         own_deadline=record.get("own_deadline", False),
+        rewinds=record.get("rewinds", []),
+        rewinding=record.get("rewinding", False),
+        pivoted=record.get("pivoted", False),
+        forked=record.get("forked_from"),
     )
     state.steps = [_restore_step(index, step) for index, step in enumerate(record.get("steps", ()))]
     for step in state.steps:
@@ -676,6 +744,10 @@ def _restore_step(index: int, record: dict[str, Any], item: int = -1) -> StepSta
         undo=None if undo is None else _restore_undo(undo),
         questions=record.get("questions", 0),
         question=QuestionState(**record["question"]) if "question" in record else None,
+        round=record.get("round", 0),
+        first=record.get("first", 0),
+        undone_before=record.get("undone_before", 0),
+        dropped=record.get("dropped", 0),
         items=[_restore_step(index, found, number) for number, found in enumerate(record.get("items", ()))],
     )
     if step.items and _from_items(step):
@@ -713,7 +785,7 @@ def move_undo(step: StepState, after: UndoStatus) -> UndoState:
     before = step.undo.status if step.undo is not None else None
     assert (before, after) in UNDO_MOVES, f"no move of the undoing of step {step.index} from {before} to {after}"
     if step.undo is None:
-        step.undo = UndoState(after)
+        step.undo = UndoState(after, attempt=step.undone_before, tried_before=step.undone_before)
     step.undo.status = after
     step.undo.retry_at_ms = NEVER
     return step.undo

@@ -73,7 +73,8 @@ def fired(state: WorkflowState, plan: Plan | None, event: TimerFired, changed_at
                 _woke(state, plan, step, effects)
                 return False
         case Timer.DEADLINE:
-            if state.status is WorkflowStatus.RUNNING and state.deadline_ms != NEVER:
+            forward = state.status is WorkflowStatus.RUNNING or state.status is WorkflowStatus.REWINDING
+            if forward and state.deadline_ms != NEVER:
                 assert plan is not None
                 if state.deadline_ms > state.now_ms:
                     return _ignored(Reason.NOT_DUE, effects)
@@ -105,26 +106,37 @@ def due_timers(state: WorkflowState, plan: Plan | None, now_ms: int) -> list[tup
     match state.status:
         case WorkflowStatus.WAITING:
             return [(Timer.DEFINITION, None, None)] if state.deadline_ms <= now_ms else []
-        case WorkflowStatus.RUNNING:
+        case WorkflowStatus.RUNNING | WorkflowStatus.REWINDING:
             assert plan is not None
-            if state.deadline_ms <= now_ms:
-                return [(Timer.DEADLINE, None, None)]
-            return [
-                _of_step(step, plan, now_ms)
-                for step in state.leaves()
-                if step.retry_at_ms <= now_ms or step.until_ms <= now_ms
-            ]
+            # Beside the deadline, not instead: to an owner whose clock is ahead it may look due long before it is.
+            deadline: list[tuple[Timer, str | None, int | None]] = (
+                [(Timer.DEADLINE, None, None)] if state.deadline_ms <= now_ms else []
+            )
+            return (
+                deadline
+                + [
+                    _of_step(step, plan, now_ms)
+                    for step in state.leaves()
+                    if step.retry_at_ms <= now_ms or step.until_ms <= now_ms
+                ]
+                + (_undo_retries(state, plan, now_ms) if state.rewinding else [])
+            )
         case WorkflowStatus.COMPENSATING:
             assert plan is not None
-            return [_of_step(step, plan, now_ms) for step in state.leaves() if step.retry_at_ms <= now_ms] + [
-                (Timer.UNDO_RETRY, plan.steps[step.index].name_of(step), step.undo.attempt)
-                for step in state.leaves()
-                if step.undo is not None and step.undo.retry_at_ms <= now_ms
-            ]
+            questions = [_of_step(step, plan, now_ms) for step in state.leaves() if step.retry_at_ms <= now_ms]
+            return questions + _undo_retries(state, plan, now_ms)
         case WorkflowStatus.QUARANTINED:
             return []
         case _:
             return [(Timer.FORGET, None, state.at_offset)] if state.deadline_ms <= now_ms else []
+
+
+def _undo_retries(state: WorkflowState, plan: Plan, now_ms: int) -> list[tuple[Timer, str | None, int | None]]:
+    return [
+        (Timer.UNDO_RETRY, plan.steps[step.index].name_of(step), step.undo.attempt)
+        for step in state.leaves()
+        if step.undo is not None and step.undo.retry_at_ms <= now_ms
+    ]
 
 
 def _of_step(step: StepState, plan: Plan, now_ms: int) -> tuple[Timer, str | None, int | None]:

@@ -253,6 +253,8 @@ def _fill(stub: WorkflowRow, before: WorkflowRow) -> WorkflowRow:
         priority=before.priority,
         attributes=before.attributes,
         migrated=before.migrated,
+        forked_from=before.forked_from,
+        rewinds=before.rewinds,
     )
 
 

@@ -176,6 +176,8 @@ _JSON_COLUMNS: Final = frozenset(
         "runs",
         "skips",
         "removed",
+        "forked_from",
+        "rewinds",
     }
 )
 

@@ -31,7 +31,7 @@ class Migration:
 
 
 def load_migrations() -> list[Migration]:
-    """The package's migrations in order. AssertionError when a number is there twice; one may have been left out."""
+    """The package's migrations in order. AssertionError when a number is missing or there twice."""
     found = []
     for file in resources.files("sagalog.infra.sql").joinpath("migrations").iterdir():
         match = _FILE.fullmatch(file.name)
@@ -39,7 +39,7 @@ def load_migrations() -> list[Migration]:
             found.append(Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")))
     found.sort(key=lambda migration: migration.version)
     versions = [migration.version for migration in found]
-    assert len(set(versions)) == len(versions), "migrations: each number once"
+    assert versions == list(range(1, len(found) + 1)), "migrations: numbered 1, 2, 3, ..., each once"
     return found
 
 

@@ -187,6 +187,19 @@ class DeadLetter:
     created_at: datetime
     partition: int
     at_offset: int
+    redriven_by: str | None
+    """The workflow in which it was tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a workflow comes from, its rewindings, and what was forked from it."""
+
+    forked_from: dict[str, Any] | None
+    """{workflow_id, at_offset, dead_letter, who, reason}"""
+    rewinds: list[dict[str, Any]] | None
+    """{step, undo, who, reason, at_ms, dead_letter} each."""
+    forks: list[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +403,21 @@ async def dead_letters(sql: Sql, *, limit: int = 50) -> list[DeadLetter]:
     """The newest first."""
     _check_limit(limit)
     return [_as(DeadLetter, row) for row in await _fetch(sql, "dead_letters_list", {"limit": limit})]
+
+
+async def open_dead_letters(
+    sql: Sql, *, name: str | None = None, since: datetime | None = None, limit: int = 50
+) -> list[DeadLetter]:
+    """Those that nobody has tried again, the newest first; of one definition, since a time."""
+    _check_limit(limit)
+    params = {"name": name, "since": since, "limit": limit}
+    return [_as(DeadLetter, row) for row in await _fetch(sql, "dead_letters_open", params)]
+
+
+async def lineage(sql: Sql, workflow_id: str) -> Lineage | None:
+    """None when the projection does not know the workflow."""
+    rows = await _fetch(sql, "workflow_lineage", {"workflow_id": workflow_id})
+    return _as(Lineage, rows[0]) if rows else None
 
 
 async def _fetch(sql: Sql, query: str, params: dict[str, Any] | None = None) -> list[Row]:

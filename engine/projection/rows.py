@@ -97,6 +97,8 @@ class WorkflowRow(NamedTuple):
     migrated: Json
     parent: Json
     """Whose step it does, or whose run it is."""
+    forked_from: Json
+    rewinds: Json
 
 
 class StepRow(NamedTuple):
@@ -315,6 +317,8 @@ def workflow_row(workflow_id: str, record: Record, partition: int) -> WorkflowRo
         _json(_next(record)),
         _json(_objects(record, "migrated") or None),
         _json(_parent(record)),
+        _json(_object_or_none(record, "forked_from")),
+        _json(_objects(record, "rewinds") or None),
     )
 
 

@@ -35,6 +35,7 @@ from sagalog.engine.kernel.partition import Partition
 from sagalog.engine.kernel.plan import Plan
 from sagalog.engine.kernel.progress import execute_dispatch, undo_dispatch
 from sagalog.engine.kernel.reconcile import question_dispatch
+from sagalog.engine.kernel.rewind import concerns
 from sagalog.engine.kernel.schedules import dump_schedule
 from sagalog.engine.kernel.state import NEVER, WorkflowState, dump, undone_by_child
 from sagalog.engine.kernel.timers import due_timers
@@ -60,6 +61,8 @@ from .outcomes import Outcomes
 from .timers import Timers
 
 TIMERS_PER_TICK_MAX: Final = 2_000
+
+_STOPPING: Final = (WorkflowStatus.COMPENSATING, WorkflowStatus.REWINDING)
 
 # Headers of a checkpoint, so that a take-over need not decode it.
 _DUE: Final = "sagalog_due"
@@ -101,6 +104,8 @@ class WorkflowMachine:
         self._stopped = False
         self.gate = Gate(partition)
         self._timers = Timers()
+        self._early: dict[str, None] = {}
+        """Whose timer came too early by the broker's clock, and is set again by how much."""
         self._losses = Losses()
         self._outcomes = Outcomes(partition)
         self._outcomes_flushed_ms = 0
@@ -276,7 +281,7 @@ class WorkflowMachine:
                 case Moved():
                     if effect.undo:
                         self._metrics.undone(effect)
-                    elif effect.step is None and effect.after is WorkflowStatus.COMPENSATING and self._live:
+                    elif effect.step is None and effect.after in _STOPPING and self._live:
                         self._refuse_held(effect.workflow_id)
                 case Answered(command_id=answered):
                     self._losses.answered(answered)
@@ -335,8 +340,20 @@ class WorkflowMachine:
         """The workflow stops: what it has parked at a circuit is not to be sent any more, or the stop would wait for it."""
         for held in self.gate.held_of(workflow_id):
             command = held.command
+            if self._goes_on(workflow_id, command.step):
+                continue
             if command.service is not None and command.direction is Direction.EXECUTE:
                 self._refuse(held)
+
+    def _goes_on(self, workflow_id: str, name: str) -> bool:
+        """Whether the workflow is only being rewound, and the step is not affected by it."""
+        state = self._fold.get(workflow_id)
+        plan = self._fold.plan_of(state) if state is not None else None
+        if state is None or plan is None or state.status is not WorkflowStatus.REWINDING:
+            # Rewound within one event, it runs again already: then nothing of what was affected was out.
+            return state is not None and state.status is WorkflowStatus.RUNNING
+        step = plan.find(state, name)
+        return step is None or not concerns(state, plan, step)
 
     def _refuse(self, effect: Dispatch) -> None:
         command = effect.command
@@ -403,6 +420,7 @@ class WorkflowMachine:
         touched = self._fold.touched
         for workflow_id in touched:
             self._timers.set(workflow_id, self._due_ms(workflow_id))
+            self._early.pop(workflow_id, None)
         self._dirty.update(touched)
         touched.clear()
 
@@ -442,7 +460,7 @@ class WorkflowMachine:
             self._dispatch(effect)
         for workflow_id in self.gate.held_workflows():
             state = self._fold.get(workflow_id)
-            if state is not None and state.status is WorkflowStatus.COMPENSATING:
+            if state is not None and state.status in _STOPPING:
                 self._refuse_held(workflow_id)
         self._send_commands()
         self._send_backlog()
@@ -453,6 +471,11 @@ class WorkflowMachine:
     # --- what is seen outside the log
 
     def tick(self, now_ms: int, monotonic_ms: int) -> None:
+        if now_ms < self._now_ms and self._early:
+            # The clock was ahead, and has been put right: what was set by it would come as much too late.
+            for key in self._early:
+                self._timers.set(key, self._due_ms(key))
+            self._early.clear()
         self._now_ms, self._monotonic_ms = now_ms, monotonic_ms
         if not self._live:
             return
@@ -568,6 +591,7 @@ class WorkflowMachine:
         due_ms = self._due_ms(workflow_id)
         if due_ms != NEVER:
             self._timers.set(workflow_id, self._now_ms + max(1, due_ms - message.timestamp))
+            self._early[workflow_id] = None
 
     def _lose(self, lost_id: str, watched: Watched, message: str, kind: FailureKind = FailureKind.LOST) -> None:
         assert watched.step is not None

@@ -21,12 +21,12 @@ WITH accepted AS (
     INSERT INTO workflow AS w (
         workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
         deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals,
-        usage, tenant, priority, attributes, run, next, migrated, parent
+        usage, tenant, priority, attributes, run, next, migrated, parent, forked_from, rewinds
     )
     SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank,
            to_timestamp(started_ms / 1000.0), to_timestamp(updated_ms / 1000.0), to_timestamp(finished_ms / 1000.0),
            to_timestamp(deadline_ms / 1000.0), completeness, correlation_id, stopped, input, output, missing, failure, withheld,
-           paused, signals, usage, tenant, priority, attributes, run, next, migrated, parent
+           paused, signals, usage, tenant, priority, attributes, run, next, migrated, parent, forked_from, rewinds
     FROM staging_workflow
     ORDER BY workflow_id
     ON CONFLICT (workflow_id) DO UPDATE SET
@@ -61,24 +61,27 @@ WITH accepted AS (
         missing = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.missing ELSE excluded.missing END,
         failure = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.failure ELSE excluded.failure END,
         usage = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.usage ELSE excluded.usage END,
-        migrated = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.migrated ELSE excluded.migrated END
+        migrated = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.migrated ELSE excluded.migrated END,
+        forked_from = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.forked_from
+                           ELSE excluded.forked_from END,
+        rewinds = CASE WHEN excluded.rank = 0 AND w.started_at = excluded.started_at THEN w.rewinds ELSE excluded.rewinds END
     WHERE (excluded.at_offset, excluded.started_at, excluded.rank) >= (w.at_offset, w.started_at, w.rank)
     RETURNING w.workflow_id
 )
 DELETE FROM staging_workflow s WHERE NOT EXISTS (SELECT FROM accepted a WHERE a.workflow_id = s.workflow_id)
 
 -- step_forget_removed --
--- A workflow that moved to another definition may have steps less. Its record has all that it has now, and a bare stub, which
--- has none, says nothing of moves. Of compensations those that are there now come back with the next query.
+-- A workflow that moved to another definition may have steps less, and a rewinding drops items and entries of the ledger. Its record
+-- has all that it has now, and a bare stub, which has none, says nothing of either. Of compensations those that are there now come back with the next query.
 WITH compensations AS (
     DELETE FROM compensation c
     USING staging_workflow s
-    WHERE s.migrated IS NOT NULL AND c.workflow_id = s.workflow_id
+    WHERE (s.migrated IS NOT NULL OR s.rewinds IS NOT NULL) AND c.workflow_id = s.workflow_id
       AND NOT EXISTS (SELECT FROM staging_compensation n WHERE n.workflow_id = c.workflow_id AND n.step = c.step)
 )
 DELETE FROM step t
 USING staging_workflow s
-WHERE s.migrated IS NOT NULL AND t.workflow_id = s.workflow_id
+WHERE (s.migrated IS NOT NULL OR s.rewinds IS NOT NULL) AND t.workflow_id = s.workflow_id
   AND NOT EXISTS (SELECT FROM staging_step n WHERE n.workflow_id = t.workflow_id AND n.step = t.step)
 
 -- step_merge --

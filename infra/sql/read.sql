@@ -19,6 +19,14 @@ LIMIT %(limit)s
 -- One workflow, whole.
 SELECT * FROM workflows WHERE workflow_id = %(workflow_id)s
 
+-- workflow_lineage --
+-- Where a workflow comes from, how often it was rewound, and what was forked from it.
+SELECT forked_from, rewinds,
+       (SELECT array_agg(f.workflow_id ORDER BY f.workflow_id) FROM lineage f
+        WHERE f.forked_from ->> 'workflow_id' = l.workflow_id) AS forks
+FROM lineage l
+WHERE workflow_id = %(workflow_id)s
+
 -- workflow_steps --
 -- In the definition's order; the items of a step that maps follow it.
 SELECT * FROM steps WHERE workflow_id = %(workflow_id)s ORDER BY place, item NULLS FIRST
@@ -80,6 +88,15 @@ ORDER BY created_at DESC, id DESC LIMIT %(limit)s
 -- Newest first.
 SELECT * FROM dead_letters ORDER BY created_at DESC, id DESC LIMIT %(limit)s
 
+-- dead_letters_open --
+-- Those that somebody may try again and nobody has yet, the newest first.
+SELECT * FROM dead_letters d
+WHERE d.direction = 'execute'
+  AND (%(name)s::text IS NULL OR d.name = %(name)s)
+  AND (%(since)s::timestamptz IS NULL OR d.created_at >= %(since)s::timestamptz)
+  AND NOT EXISTS (SELECT FROM redrives r WHERE r.dead_letter = d.id)
+ORDER BY created_at DESC, id DESC LIMIT %(limit)s
+
 -- health_list --
 -- By agent.
 SELECT * FROM health ORDER BY agent
@@ -88,7 +105,7 @@ SELECT * FROM health ORDER BY agent
 -- For verify, a page of ids at a time; `ids` NULL: all.
 SELECT workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
        deadline_at, completeness, correlation_id, stopped, input, output, missing, failure, withheld, paused, signals, usage, tenant,
-       priority, attributes, run, next, migrated, parent
+       priority, attributes, run, next, migrated, parent, forked_from, rewinds
 FROM workflow
 WHERE (%(ids)s::text[] IS NULL OR workflow_id = ANY(%(ids)s::text[])) AND workflow_id > %(after)s
 ORDER BY workflow_id

@@ -7,7 +7,7 @@ CREATE TEMPORARY TABLE IF NOT EXISTS staging_workflow (
     rank smallint, started_ms bigint, updated_ms bigint, finished_ms bigint, deadline_ms bigint, completeness double precision,
     correlation_id text, stopped text, input jsonb, output jsonb, missing jsonb, failure jsonb, withheld jsonb,
     paused jsonb, signals jsonb, usage jsonb, tenant text, priority smallint, attributes jsonb, run bigint, next jsonb,
-    migrated jsonb, parent jsonb
+    migrated jsonb, parent jsonb, forked_from jsonb, rewinds jsonb
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE IF NOT EXISTS staging_step (
     workflow_id text, step text, place integer, status text, attempt integer, agent text, started_ms bigint, finished_ms bigint,

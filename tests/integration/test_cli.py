@@ -345,6 +345,37 @@ def test_cancel_stops_an_open_workflow(place: Place, idle: str, called: Callable
     assert cancelled == {"reason": "entered twice", "who": "Ada"}
 
 
+def test_dead_letters_are_tried_again_and_workflows_forked_and_rewound(
+    place: Place, idle: str, printed: dict[str, str], called: Callable[..., Ended]
+) -> None:
+    letter = "order-1/charge/1/execute"
+
+    def listed() -> dict[str, str | None]:
+        found = called("dead-letters", "list", "--json").json()
+        return {row["id"]: row["redriven_by"] for row in found}
+
+    assert listed()[letter] is None
+    how = called("redrive", letter, "--reason", "a new card", "--who", "Ada", "--json").json()["redriven"][0]
+    assert (how["dead_letter"], how["how"], how["step"]) == (letter, "fork", "charge")
+    until(lambda: listed()[letter] == how["workflow_id"], 20, lambda: str(listed()))
+    assert f"tried again in {how['workflow_id']}" in called("show", "order-1").out
+    assert "forked from order-1 at offset" in called("show", how["workflow_id"]).out
+    (nothing,) = called("redrive", "order-1/reserve/1/execute", "--reason", "x").one_sentence().splitlines()
+    assert "the log holds no dead letter 'order-1/reserve/1/execute'" in nothing
+
+    assert "was undone" in called("fork", "order-1", "--before", "charge").one_sentence()
+    forked = called("fork", "order-1", "--before", "reserve", "-i", '{"sku": "tea", "amount": 5}').out.strip()
+    assert called("wait", forked, "--json").json()["status"] == "completed"
+
+    called("start", idle, "--id", "idle-2")
+    assert (
+        "to go back to one" in called("rewind", "idle-2", "one", "--no-undo", "--reason", "again", "--who", "Ada").out
+    )
+    said = "- rewound to one without undoing, by Ada: again"
+    until(lambda: said in called("show", "idle-2").out, 20, lambda: called("show", "idle-2").out)
+    called("terminate", "idle-2", "--reason", "enough")
+
+
 # --- topics, definitions
 
 

@@ -44,11 +44,13 @@ from sagalog.schemas.events import (
     Owned,
     Quarantined,
     ScheduleDue,
+    StepDecided,
     TimerFired,
     WorkflowStarted,
 )
 from sagalog.schemas.ids import FIRST_RUN, Direction, idempotency_key, of_run, split_item, start_id
 from sagalog.schemas.ids import command_id as command_id_of
+from sagalog.schemas.limits import REWINDS_MAX
 from sagalog.schemas.records import MARKER_KEY, TYPE_OUTCOME, TYPE_START_ANSWERED
 from sagalog.topics.log import Message, TopicPartition, header
 from sagalog.topics.specs import Topics
@@ -76,6 +78,7 @@ _WELL: Final = ("completed", "degraded")
 _UNDONE: Final = ("failed", "compensated", "cancelled", "review")
 _STARTED: Final = TYPE_OF[WorkflowStarted].encode()
 _ANSWERED: Final = TYPE_START_ANSWERED.encode()
+_DECIDED: Final = TYPE_OF[StepDecided].encode()
 _REFUSED: Final = TYPE_OF[AttemptRefused].encode()
 _OWNED: Final = TYPE_OF[Owned].encode()
 _OF_OWNERS: Final = {
@@ -220,12 +223,14 @@ class Evidence:
             spec = by_name[step["name"]]
             if spec.agent is not None:
                 for leaf in step.get("items") or ([step] if spec.map is None else []):
-                    found.append((spec, leaf, self.effect(result, leaf["name"])))
+                    found.append((spec, leaf, self.effect(result, leaf)))
         return found
 
-    def effect(self, result: dict[str, Any], step: str) -> WorldEffect:
+    def effect(self, result: dict[str, Any], step: dict[str, Any]) -> WorldEffect:
         """What the services know of a step of the run that ended with this result."""
-        return self.world.effect(idempotency_key(result["workflow_id"], step, _run(result)))
+        return self.world.effect(
+            idempotency_key(result["workflow_id"], step["name"], _run(result), step.get("round", 0))
+        )
 
 
 def _run(result: dict[str, Any]) -> int:
@@ -242,6 +247,11 @@ def _label_of(command_id: str) -> str:
     workflow_id, _, attempt, _ = command_id.rsplit("/", 3)
     _, marked, run = attempt.partition("@")
     return f"{workflow_id}{marked}{run}"
+
+
+def _rewound(result: dict[str, Any], *, undone: bool) -> bool:
+    """Whether the workflow was ever rewound with, or without, undoing."""
+    return any(rewind["undo"] is undone for rewind in result.get("rewinds", ()))
 
 
 def _key(message: Message) -> str:
@@ -561,13 +571,14 @@ def compensation_is_in_reverse(evidence: Evidence) -> list[str]:
         if [order for _, order, _ in ended] != sorted(order for _, order, _ in ended):
             problems.append(f"{workflow_id}: answered in the order {ended}, which is not the order of ends")
         if evidence.definitions[result["definition"]].undo_order is UndoOrder.BY_NEEDS:
-            if "migrated" not in result:  # by needs as they were before
+            if "migrated" not in result and "rewinds" not in result:  # by needs as they were before, and round by round
                 problems += _not_by_needs(workflow_id, evidence.definitions[result["definition"]], steps)
             continue
         undone = [(step["undo"]["order"], step["order"], step["name"]) for _, step, _ in steps if _was_undone(step)]
         by_undo = [name for _, _, name in sorted(undone)]
         by_end = [name for _, _, name in sorted(undone, key=lambda found: -found[1])]
-        if by_undo != by_end:
+        # One that was stopped while it was rewound had begun to undo in the middle.
+        if by_undo != by_end and "rewinds" not in result:
             problems.append(f"{workflow_id}: ended {by_end[::-1]}, undone {by_undo}")
         # An undoing that was given up for lost may come late, one that is held waits for a person.
         acted = [
@@ -612,6 +623,8 @@ def needs_come_first(evidence: Evidence) -> list[str]:
     problems = []
     for workflow_id, result in evidence.results.items():
         steps = evidence.steps(result)
+        if _rewound(result, undone=False):
+            continue  # what stood was not done again, but what it needs was tried once more
         for spec, step, effect in steps:
             if not effect.applied or step["status"] != "done":
                 continue
@@ -653,12 +666,49 @@ def effects_stand_where_they_should(evidence: Evidence) -> list[str]:
             if forward:
                 if by_agent and not stands:
                     problems.append(f"{name}, but its effect does not stand")
-                elif not by_agent and stands and not step.get("unknown"):
+                elif not by_agent and stands and not step.get("unknown") and not _rewound(result, undone=False):
                     problems.append(f"{name}, but its effect stands")
             elif status == "waiting":
                 problems.append(f"{name} after the end")
             elif stands and spec.compensate is not None and step.get("undo", {}).get("status") not in _GIVEN_UP:
                 problems.append(f"{name}, undo {step.get('undo', {}).get('status')}, but its effect stands")
+    return problems
+
+
+def rounds_before_are_undone(evidence: Evidence) -> list[str]:
+    """What a rewinding took back does not stand, unless a person said so about the undoing."""
+    problems = []
+    decided = {
+        _key(message)
+        for message in evidence.each(evidence.topics.events)
+        if header(message.headers, "ce_type") == _DECIDED and b'"compensate"' in (message.value or b"")
+    }
+    for workflow_id, result in evidence.results.items():
+        if workflow_id in decided or result["status"] in ("terminated", "compensation_failed"):
+            continue
+        for spec, step, _ in evidence.steps(result):
+            for round_ in range(step.get("round", 0) if spec.compensate is not None else 0):
+                effect = evidence.world.effect(
+                    idempotency_key(result["workflow_id"], step["name"], _run(result), round_)
+                )
+                if effect.applied and not effect.reversed:
+                    problems.append(
+                        f"{workflow_id}: {step['name']} was rewound, and what its round {round_} did stands"
+                    )
+    return problems
+
+
+def nothing_is_done_under_a_key_that_was_undone(evidence: Evidence) -> list[str]:
+    """Whoever keeps a key in mind would not do it, and be right: a round after an undoing has a key of its own."""
+    problems = []
+    for refold in evidence.refolds:
+        undone: set[str] = set()
+        for command_id, effect in refold.dispatched.items():
+            command = effect.command
+            if command.direction is Direction.COMPENSATE:
+                undone.add(command.idempotency_key)
+            elif command.idempotency_key in undone:
+                problems.append(f"{command_id} is asked for under {command.idempotency_key}, which was undone")
     return problems
 
 
@@ -669,9 +719,10 @@ def money_is_conserved(evidence: Evidence) -> list[str]:
     for result in evidence.results.values():
         if result["status"] == "terminated":
             for name, sign in (("withdraw", -1), ("deposit", 1)):
-                effect = evidence.effect(result, name)
-                if effect.applied and not effect.reversed:
-                    expected += sign * effect.amount
+                for round_ in range(REWINDS_MAX + 1):
+                    effect = evidence.world.effect(idempotency_key(result["workflow_id"], name, _run(result), round_))
+                    if effect.applied and not effect.reversed:
+                        expected += sign * effect.amount
     total = sum(balances.values())
     return [f"{total} on the accounts where {expected} should be: {balances}"] if total != expected else []
 
@@ -756,6 +807,8 @@ def attempts_are_accounted_for(evidence: Evidence) -> list[str]:
             unmade = sum(failure["kind"] == FailureKind.OVER_BUDGET for failure in step.get("failures", []))
             failed = step.get("failed_attempts", 0) - unmade
             made = {"done": failed + 1, "failed": failed}.get(step["status"])
+            if "rewinds" in result:
+                continue  # their numbers go on, and the failures of the round before are not there any more
             # A condition that cannot be evaluated fails a step before any attempt.
             begun = step["attempt"] > 0
             if made is not None and begun and step["attempt"] != made and not _by_hand(step):
@@ -809,7 +862,9 @@ def cancelled_by_request(evidence: Evidence) -> list[str]:
         kind = (result.get("failure") or {}).get("kind")
         if start is None or definition is None:
             continue
-        asked = start.several or start.cancel_at_ms is not None or start.terminate_at_ms is not None
+        # A client that does not know whether its start is in the log sends it again, and so replaces its own.
+        replaced = start.several or start.on_duplicate is OnDuplicate.REPLACE
+        asked = replaced or start.cancel_at_ms is not None or start.terminate_at_ms is not None
         if kind == FailureKind.CANCELLED and not asked:
             problems.append(f"{workflow_id}: cancelled, and nobody asked")
         if kind == FailureKind.DEADLINE and start.deadline_ms is None and definition.deadline_ms is None:
@@ -864,6 +919,8 @@ CHECKERS: Final[tuple[Callable[[Evidence], list[str]], ...]] = (
     needs_come_first,
     questions_come_first,
     effects_stand_where_they_should,
+    rounds_before_are_undone,
+    nothing_is_done_under_a_key_that_was_undone,
     money_is_conserved,
     outputs_are_the_agents_own,
     nothing_acts_after_the_end,

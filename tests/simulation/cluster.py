@@ -212,6 +212,8 @@ class Cluster:
                 await client.signal(workflow_id, name, {"number": number}, who=who, signal_id=f"{workflow_id}/{number}")
             case ["migrate", to]:
                 await client.migrate(workflow_id, to, reason="by plan", who=who)
+            case ["rewind", step, undo]:
+                await client.rewind(workflow_id, step, undo=undo == "undo", reason="by plan", who=who)
             case [action]:
                 await client.act(workflow_id, Action(action), reason="by plan", who=who)
 
@@ -499,6 +501,7 @@ def _actions(starts: tuple[Start, ...]) -> list[tuple[int, str, Start]]:
             ("prioritize", start.prioritize_at_ms),
             *((f"signal {name} {number}", at_ms) for number, (at_ms, name) in enumerate(start.signals)),
             *((f"migrate {to}", at_ms) for at_ms, to in start.migrations),
+            *((f"rewind {step} {'undo' if undo else 'no-undo'}", at_ms) for at_ms, step, undo in start.rewinds),
         ]
         actions += [(at_ms, what, start) for what, at_ms in wanted if at_ms is not None]
     return sorted(actions, key=lambda action: action[0])

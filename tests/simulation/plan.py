@@ -104,6 +104,8 @@ class Start:
     """(when, which); some come too early, some twice, some never."""
     again: bool = False
     """Started a second time, a moment later."""
+    rewinds: tuple[tuple[int, str, bool], ...] = ()
+    """(when, to which step, whether it is undone first); many come when they cannot be."""
     tenant: str | None = None
     priority: int | None = None
     attributes: dict[str, Any] | None = None
@@ -194,7 +196,7 @@ def _plan_of(seed: int) -> Plan:
         shuffled=rng.random() < 0.75,
         rates=Rates() if polite else _rates(rng),
         definitions=definitions,
-        starts=tuple(_identified(seed, _starts(rng, seed, definitions, chaos_ms))),
+        starts=tuple(_rewound(seed, definitions, _identified(seed, _starts(rng, seed, definitions, chaos_ms)))),
         faults=() if calm else tuple(_faults(rng, chaos_ms, engines, hosts)),
         log_faults={} if calm else _log_faults(rng),
         changes=changes,
@@ -278,6 +280,21 @@ def _identified(seed: int, starts: list[Start]) -> list[Start]:
         if rng.random() < 0.1:
             said["prioritize_at_ms"] = start.at_ms + rng.randint(0, 2_000)
         found.append(replace(start, **said))
+    return found
+
+
+def _rewound(seed: int, definitions: tuple[Definition, ...], starts: list[Start]) -> list[Start]:
+    """Some of the workflows are sent back to a step. By a stream of its own: the rest of a seed's plan is as it was before."""
+    rng = random.Random(f"rewinds/{seed}")
+    steps = {definition.name: [step.name for step in definition.steps] for definition in definitions}
+    found = []
+    for start in starts:
+        count = rng.choice((0, 0, 0, 0, 1, 1, 2))
+        rewinds = [
+            (start.at_ms + rng.randint(20, 2_500), rng.choice(steps[start.definition]), rng.random() < 0.7)
+            for _ in range(count)
+        ]
+        found.append(replace(start, rewinds=tuple(sorted(rewinds))))
     return found
 
 

@@ -27,6 +27,7 @@ from sagalog.engine.kernel import (
     plan,
     progress,
     reconcile,
+    rewind,
     runs,
     schedules,
     state,
@@ -945,3 +946,35 @@ def waiting_start_is_not_in_the_checkpoint(patch: Patch) -> None:
         return original(workflow_id, {key: value for key, value in record.items() if key != "next"})
 
     patch.everywhere(original, restore)
+
+
+# --- rewinding
+
+
+@bug
+def round_keeps_its_key(patch: Patch) -> None:
+    """A step that a rewinding undid is done anew under the key that was undone."""
+    original = ids.idempotency_key
+
+    def idempotency_key(workflow_id: str, step: str, run: int = ids.FIRST_RUN, round: int = 0) -> str:
+        return original(workflow_id, step, run)
+
+    patch.set(ids, "idempotency_key", idempotency_key)
+
+
+@bug
+def rewound_without_undoing(patch: Patch) -> None:
+    """A rewinding that is to undo first does not."""
+    patch.set(rewind, "_undone", lambda state, plan, affected, effects: True)
+
+
+@bug
+def numbers_of_undoings_begin_anew(patch: Patch) -> None:
+    """An undoing after a rewinding has the number, and so the id, of the one before."""
+    original = rewind._anew
+
+    def anew(state: Any, plan: Any, step: Any, effects: Any, *, undone: bool) -> None:
+        original(state, plan, step, effects, undone=undone)
+        step.undone_before = 0
+
+    patch.set(rewind, "_anew", anew)

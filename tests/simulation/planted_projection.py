@@ -52,7 +52,12 @@ def positions_committed_first(patch: Patch) -> None:
 @projector_bug
 def older_record_wins_when_it_comes_later(patch: Patch) -> None:
     """A workflow's row is what came last, not what is newest."""
-    _query(patch, "workflow_merge", "WHERE (excluded.at_offset, excluded.rank) >= (w.at_offset, w.rank)", "WHERE true")
+    _query(
+        patch,
+        "workflow_merge",
+        "WHERE (excluded.at_offset, excluded.started_at, excluded.rank) >= (w.at_offset, w.started_at, w.rank)",
+        "WHERE true",
+    )
 
 
 @projector_bug

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sagalog.engine.kernel.effects import Dispatch, Effect, Finished, Ignored
+from sagalog.engine.kernel.effects import Dispatch, Effect, Finished, Ignored, Moved
 from sagalog.schemas.commands import Question
 from sagalog.schemas.definitions import Definition
 from sagalog.schemas.errors import InvalidRecord
@@ -45,10 +45,12 @@ class Questions:
                 self._dispatch(effect, definitions)
             elif isinstance(effect, Finished):
                 self._end(effect.result["workflow_id"])
+                self.asking = {leaf for leaf in self.asking if leaf[0] != effect.result["workflow_id"]}
+            elif isinstance(effect, Moved) and effect.step is None and effect.trigger == "rewound":
+                self._end(effect.workflow_id)
 
     def _end(self, workflow_id: str) -> None:
-        """What is said of a later run under the id is about other attempts."""
-        self.asking = {leaf for leaf in self.asking if leaf[0] != workflow_id}
+        """What is said of a later run under the id, or after a rewinding, is about other attempts."""
         for known in (self.unknown, self.happened):
             for leaf in [leaf for leaf in known if leaf[0] == workflow_id]:
                 del known[leaf]

@@ -37,7 +37,7 @@ def replayed(kafka: Any, topics: Topics, partitions: int, rng: random.Random, co
 def forged(kafka: Any, topics: Topics, partitions: int, rng: random.Random, count: int) -> Records:
     """Answers to commands that are out, under the token of another command or of none."""
     found: Records = []
-    tokens = ["", "0" * 18]
+    tokens: list[tuple[str, object]] = [("", None), ("0" * 18, None)]
     for _ in range(count):
         partition = rng.randrange(partitions)
         records = kafka.records(topics.commands(rng.choice(ALL_AGENTS)), partition)
@@ -48,9 +48,11 @@ def forged(kafka: Any, topics: Topics, partitions: int, rng: random.Random, coun
             command = parse_command(record.value)
         except InvalidRecord:
             continue
-        token = rng.choice(tokens)
-        tokens.append(command.token)
-        if token == command.token:
+        token, whose = rng.choice(tokens)
+        # Of another run under the workflow's id it would be the right one for that.
+        own = (command.workflow_id, command.step, command.attempt, command.direction)
+        tokens.append((command.token, own))
+        if whose == own:
             token = token[::-1] + "x"
         common = (command.step, command.attempt, command.direction, token)
         event: Any = (

@@ -59,7 +59,8 @@ def test_a_planted_bug_is_found_and_shrunk() -> None:
 def test_a_plan_without_faults_ends_as_its_agents_say() -> None:
     plans = (plan_of(seed) for seed in range(2, 20))
     childless = next(p for p in plans if not p.timetables and not any(one.children for one in p.definitions))
-    plan = replace(childless, faults=(), log_faults={})
+    once = tuple(start for start in childless.starts if not start.several)
+    plan = replace(childless, starts=once, faults=(), log_faults={})
     outcome = run_plan(plan)
     assert not outcome.problems
     assert outcome.workflows == len(plan.starts) + plan.partitions

@@ -187,6 +187,27 @@ def test_why_says_what_an_open_workflow_waits_for() -> None:
     assert why({**found, "workflow": workflow(terminal=True)["workflow"]}) == []
 
 
+def test_why_says_where_a_workflow_comes_from_and_what_was_done_anew() -> None:
+    found = workflow()
+    found["lineage"] = {
+        "forked_from": {"workflow_id": "o-1", "at_offset": 17, "who": "ana", "reason": "a new price"},
+        "rewinds": [
+            {"step": "pay", "undo": True, "who": "bo", "reason": "wrong sum"},
+            {"step": "ship", "undo": False, "who": "bo", "reason": "lost"},
+        ],
+        "forks": ["o-3"],
+    }
+    letter = {"direction": "execute", "step": "pay", "failed_attempts": 2, "redriven_by": "o-2~1"}
+    found["dead_letters"] = [letter]
+    assert why(found) == [
+        "forked from o-1 at offset 17 by ana: a new price",
+        "rewound to pay once that was undone, by bo: wrong sum",
+        "rewound to ship without undoing, by bo: lost",
+        "forked into o-3",
+        "dead letter: execute pay, 2 failed attempts; tried again in o-2~1",
+    ]
+
+
 def test_why_says_what_went_wrong_and_who_has_to_look() -> None:
     found = workflow(
         terminal=True,
@@ -360,6 +381,7 @@ def test_the_documented_commands_are_there() -> None:
         "dev", "engine", "agent", "project", "watch",
         "start", "wait", "list", "show", "history", "cancel", "verify", "replay",
         "signal", "pause", "resume", "terminate", "prioritize", "reviews", "decide", "migrate",
+        "rewind", "fork", "redrive", "dead-letters list",
         "topics create", "topics list",
         "definitions check", "definitions register", "definitions list", "definitions show", "definitions mermaid",
         "definitions schema",

@@ -343,5 +343,4 @@ def test_every_query_that_a_table_needs_is_there() -> None:
     for table in (WORKFLOW, STEP, COMPENSATION, MARKER):
         assert all(merge in known for merge in table.merges)
     assert all(text for text in known.values())
-    versions = [migration.version for migration in load_migrations()]
-    assert versions == sorted(set(versions)) and versions[:4] == [1, 2, 3, 4]
+    assert [migration.version for migration in load_migrations()] == list(range(1, 10))

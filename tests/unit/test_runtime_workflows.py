@@ -234,6 +234,33 @@ def test_a_timer_that_came_too_early_is_set_again_by_how_much_it_was() -> None:
     assert (topic, command["attempt"]) == ("t.commands.worker", 2)
 
 
+def test_a_timer_that_was_set_by_a_clock_ahead_is_set_anew_when_the_clock_is_put_right() -> None:
+    world = World()
+    world.fold(world.record(Owned(1, "me"), "@owner"))
+    broker_ms = world.now_ms
+    world.fold(*started(world, definition().model_copy(update={"deadline_ms": 30_000})))
+    ((_, fired), *_) = world.tick(60_000)
+    world.fold(Record(world.offset + 1, broker_ms + 5, b"w1", *_timer(fired)))
+    world.offset += 1
+
+    world.tick(-60_000)
+
+    assert world.machine.next_due_ms() == broker_ms + 30_000
+
+
+def test_a_deadline_that_looks_due_does_not_hide_a_retry_that_is() -> None:
+    world = World()
+    world.fold(world.record(Owned(1, "me"), "@owner"))
+    saga = definition().model_copy(update={"deadline_ms": 30_000})
+    ((_, command), *_) = world.fold(*started(world, saga))
+    failed = StepFailed("a", 1, Direction.EXECUTE, world.token(command), FailureKind.RETRYABLE, "no")
+    world.fold(world.record(failed))
+
+    # A clock that is a minute ahead of the broker's.
+    fired = [document["timer"] for _, document in world.tick(60_000) if "timer" in document]
+    assert fired == ["deadline", "retry"]
+
+
 # --- workflows that do steps of others
 
 ORDER = Definition(

@@ -34,6 +34,8 @@ from sagalog.schemas.events import (
     DefinitionRegistered,
     Event,
     FailureKind,
+    Forked,
+    Gap,
     MigrationRequested,
     OnDuplicate,
     Overlap,
@@ -41,6 +43,7 @@ from sagalog.schemas.events import (
     Parent,
     ParentEnded,
     Quarantined,
+    RewindRequested,
     ScheduleActed,
     ScheduleAction,
     ScheduleDue,
@@ -167,6 +170,11 @@ EVENTS: list[Event] = [
     ScheduleRemoved("why", "who"),
     ScheduleDue(3, (5, 6), 7),
     ScheduleDue(3, (5,), problem="zone"),
+    WorkflowStarted(
+        "saga", forked=Forked("w", 3, {"a": 1}, ["a"], {"a": Gap("why", "lost")}, "w/a/1/execute", "who", "why")
+    ),
+    RewindRequested("a", "who", "why"),
+    RewindRequested("a", "who", "why", True, "w/a/1/execute"),
     TimerFired(1, Timer.RETRY, "a", 2),
     TimerFired(1, Timer.FORGET),
     AttemptLost(3, "a", 1, COMPENSATE, "gone"),
@@ -337,7 +345,7 @@ def test_the_deepest_legal_input_can_be_compensated() -> None:
 
 
 def test_a_workflow_is_over_or_it_is_not() -> None:
-    assert set(WorkflowStatus) - TERMINAL == {"waiting", "running", "compensating", "quarantined"}
+    assert set(WorkflowStatus) - TERMINAL == {"waiting", "running", "rewinding", "compensating", "quarantined"}
 
 
 # --- the short way of reading a result

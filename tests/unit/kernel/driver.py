@@ -56,6 +56,7 @@ from sagalog.schemas.events import (
     Outcome,
     Owned,
     Quarantined,
+    RewindRequested,
     SignalReceived,
     StepCompleted,
     StepDecided,
@@ -261,6 +262,10 @@ class Driver:
         named = to if isinstance(to, str) else f"{to.name}@{to.hash}"
         event = MigrationRequested(named, "tester", "wanted")
         return self.append(event, ce_id=ce_id or f"migration-{len(self.log)}")
+
+    def rewind(self, step: str, *, undo: bool = False, **more: Any) -> list[Effect]:
+        event = RewindRequested(step, "tester", "because", undo, **more)
+        return self.append(event, ce_id=f"rewind-{len(self.log)}")
 
     def stop(self, *, epoch: int = 1) -> list[Effect]:
         return self.append(Quarantined(epoch, f"sagalog.events/0/{len(self.log)}", "not JSON", self.run_mark))

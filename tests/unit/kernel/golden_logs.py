@@ -26,6 +26,8 @@ from sagalog.schemas.events import (
     Action,
     Decision,
     FailureKind,
+    Forked,
+    Gap,
     OnDuplicate,
     Outcome,
     Overlap,
@@ -81,7 +83,7 @@ def line(record: Record, effects: list[Effect], driver: Driver) -> bytes:
     return orjson.dumps(document, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
 
 
-_LATER = {("Command", "priority"): PRIORITY_DEFAULT}
+_LATER: dict[tuple[str, str], Any] = {("Command", "priority"): PRIORITY_DEFAULT, ("WorkflowStarted", "forked"): None}
 """Fields of effects that came after the first logs were written, with the default at which they are left out."""
 
 
@@ -516,6 +518,57 @@ def schedules(d: Driver) -> None:
     d.append(ScheduleRemoved("over", "bob"), key=key, ce_id="remove")
 
 
+def rewound(d: Driver) -> None:
+    each = {"over": from_input("l")}
+    undo = {"retry": ONCE, "when_failed": "review"}
+    d.register(
+        saga(
+            step("a", compensate={}),
+            step("each", "a", map=each, input=from_item(), compensate=undo),
+            step("c", "each", retry=ONCE),
+            step("x", retry={"attempts": 2, "base_ms": 100}),
+        )
+    )
+    d.start("saga", {"l": [1, 2]})
+    d.done("a", "out-a")
+    d.done("each[0]", "one", tokens=3)
+    d.rewind("each", undo=True)
+    d.fail("x")
+    d.done("each[1]", "two", tokens=3)
+    d.wait(100)
+    d.fail("each[1]", FailureKind.TERMINAL, undo=True)
+    d.done("each[0]", undo=True)
+    d.decide("each[1]", Decision.COMPLETE, undo=True)
+    d.done("each[0]", "one", attempt=2)
+    d.done("each[1]", "two", attempt=2)
+    d.rewind("c")
+    d.fail("c", FailureKind.TIMEOUT)
+    d.done("x", attempt=2)
+    d.cancel()
+    d.done("c", attempt=2)
+    d.done("each[1]", attempt=2, undo=True)
+    d.done("each[0]", attempt=2, undo=True)
+    d.done("a", undo=True)
+
+
+def forked(d: Driver) -> None:
+    d.register(
+        saga(
+            step("a", when="input.x == 2"),
+            step("b", "a", critical=False, compensate={}),
+            step("c", "b", compensate={}),
+            step("d", "c", retry=ONCE),
+        )
+    )
+    gap = {"b": Gap("down", "terminal")}
+    kept = Forked("wf-0", 7, {"a": None, "b": 1}, ["a"], gap, "wf-0/b/1/execute", "ana", "it works again")
+    d.start("saga", {"x": 1}, forked=kept)
+    d.done("c", "out-c")
+    d.fail("d")
+    d.done("c", undo=True)
+    d.start("saga", {"x": 1}, workflow_id="wf-2", forked=Forked("wf-0", 7, {"c": 1}))
+
+
 STORIES: dict[str, Callable[[Driver], None]] = {
     story.__name__: story
     for story in (
@@ -549,6 +602,8 @@ STORIES: dict[str, Callable[[Driver], None]] = {
         identities,
         duplicate_starts,
         schedules,
+        rewound,
+        forked,
     )
 }
 

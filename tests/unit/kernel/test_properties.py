@@ -30,7 +30,7 @@ from sagalog.engine.kernel.effects import (
 from sagalog.engine.kernel.migration import problems
 from sagalog.engine.kernel.state import STEP_MOVES, UNDO_MOVES, WORKFLOW_MOVES
 from sagalog.schemas.codec import encode
-from sagalog.schemas.commands import Question
+from sagalog.schemas.commands import Command, Question
 from sagalog.schemas.definitions import Definition, Step, Task, UndoOrder, fallbacks_of
 from sagalog.schemas.events import (
     Action,
@@ -38,6 +38,7 @@ from sagalog.schemas.events import (
     CancelRequested,
     Decision,
     FailureKind,
+    Forked,
     OnDuplicate,
     Outcome,
     Owned,
@@ -177,7 +178,7 @@ def repeated(repeat: dict[str, Any] | None, name: str) -> dict[str, Any]:
     return {} if repeat is None else {"repeat": {**repeat, "until": repeat["until"].replace("NAME", name)}}
 
 
-MOVES = st.lists(st.tuples(st.integers(0, 143), st.integers(0, 99)), min_size=10, max_size=60)
+MOVES = st.lists(st.tuples(st.integers(0, 151), st.integers(0, 99)), min_size=10, max_size=60)
 
 
 @dataclass
@@ -229,7 +230,11 @@ def all_out(driver: Driver) -> list[tuple[str, int, Direction]]:
     """The commands that are out: (step, attempt, direction)."""
     state = driver.state
     plan = driver.partition.plan_of(state)
-    if plan is None or state.status not in (WorkflowStatus.RUNNING, WorkflowStatus.COMPENSATING):
+    if plan is None or state.status not in (
+        WorkflowStatus.RUNNING,
+        WorkflowStatus.REWINDING,
+        WorkflowStatus.COMPENSATING,
+    ):
         return []
     found = []
     for step in state.leaves():
@@ -251,7 +256,9 @@ def happen(driver: Driver, what: int, number: int) -> None:
     epoch = driver.partition.epoch
     driver.now_ms += number
     asked = questions(driver)
-    if what >= 140:
+    if what >= 144:
+        driver.rewind(f"s{number % 6}", undo=number % 4 != 0)
+    elif what >= 140:
         renew(driver, what - 140, number)
     elif asked and what < 58 and number % 4:
         answer(driver, *asked[number % len(asked)], what, number)
@@ -362,10 +369,30 @@ def tell(definition: Definition, moves: list[tuple[int, int]]) -> Story:
     driver = _Watched(definition)
     # What was done to a run that may be replaced is remembered, if its own start replaces.
     replaced = any(what in (141, 142) for what, _ in moves)
-    driver.start("saga", {"x": 0}, on_duplicate=OnDuplicate.REPLACE if replaced else None)
+    if replaced:
+        driver.start("saga", {"x": 0}, on_duplicate=OnDuplicate.REPLACE)
+    else:
+        driver.start("saga", {"x": 0}, forked=kept(definition, moves[0][1]))
     for what, number in moves:
         happen(driver, what, number)
     return Story(driver, driver.per_record)
+
+
+def kept(definition: Definition, number: int) -> Forked | None:
+    """One story in five is that of a fork: it keeps some steps, closed under needs."""
+    if number % 5:
+        return None
+    found = Forked("original", number)
+    for _ in definition.steps:
+        for step in definition.steps:
+            if (
+                len(found.steps) < 1 + number % 3
+                and step.name not in found.steps
+                and found.steps.keys() >= set(step.needs)
+            ):
+                found.steps[step.name] = [{"x": 1}] if step.map is not None else {"x": 1}
+    found.skipped += list(found.steps)[: number % 2]
+    return found
 
 
 def settle(story: Story) -> None:
@@ -574,12 +601,30 @@ def check_sent(effects: list[Effect]) -> None:
     attempts: dict[tuple[str, Direction], int] = {}
     for command in sent:
         key = command.step, command.direction
-        assert command.attempt == attempts.get(key, 0) + 1
+        before = attempts.get(key, 0)
+        # The items that a rewinding makes begin behind the greatest number that one of those before them had.
+        made_anew = rewound(effects) and split_item(command.step)[1] >= 0
+        assert command.attempt > before if made_anew else command.attempt == before + 1
         attempts[key] = command.attempt
         assert SEED not in encode(command).decode()
     # Questions belong to neither way: what is out when the workflow stops is asked about.
     undoing = [command.direction is Direction.COMPENSATE for command in sent if not isinstance(command, Question)]
-    assert undoing == sorted(undoing), "a step was sent after the first compensation"
+    assert rewound(effects) or undoing == sorted(undoing), "a step was sent after the first compensation"
+    check_keys([command for command in sent if not isinstance(command, Question)])
+
+
+def rewound(effects: list[Effect]) -> bool:
+    return any(isinstance(effect, Moved) and effect.after == WorkflowStatus.REWINDING for effect in effects)
+
+
+def check_keys(sent: list[Command]) -> None:
+    """Once an undoing under a key has gone out, nothing is done under it any more: it would be done and never be undone."""
+    undone: set[str] = set()
+    for command in sent:
+        if command.direction is Direction.COMPENSATE:
+            undone.add(command.idempotency_key)
+        else:
+            assert command.idempotency_key not in undone
 
 
 def check_moves(effects: list[Effect]) -> None:
@@ -589,6 +634,11 @@ def check_moves(effects: list[Effect]) -> None:
         if not isinstance(effect, Moved):
             continue
         key = effect.step, effect.undo
+        if effect.trigger == "rewound" and effect.step is not None:
+            # Its items and its entries in the ledger are no more: what comes under their names is new.
+            for name, undo in list(status):
+                if name is not None and split_item(name)[0] == effect.step and (undo or name != effect.step):
+                    del status[name, undo]
         if effect.step is None:
             assert effect.before == status.get(key)
             assert WORKFLOW_MOVES[effect.before, effect.trigger] == effect.after  # type: ignore[index]
@@ -608,7 +658,11 @@ def may_have_had_an_effect(step: StepRecord, spec: Step) -> bool:
     # An agent that was asked may have said it.
     kinds = {failure["kind"] for failure in failures if "outcome" not in failure}
     unsaid = kinds & {"timeout", "lost", "unknown_outcome", "invalid_output"}
-    return step["status"] == "done" or step.get("stand_in", "").startswith("fallback:") or bool(unsaid)
+    if step.get("stand_in") == "fork":
+        return False  # by its original
+    did_it = step["status"] == "done" or step.get("stand_in", "").startswith("fallback:")
+    # In a round before, which nothing has undone.
+    return did_it or bool(unsaid) or step.get("unknown", False)
 
 
 def leaves(record: ResultRecord) -> list[StepRecord]:
@@ -676,7 +730,13 @@ def check_result(definition: Definition, record: ResultRecord) -> None:
     # Completion: steps are numbered without a gap, in an order in which their needs come first.
     everything = [one for step in record["steps"] for one in (step, *step.get("items", []))]
     order = sorted(one["order"] for one in everything if "order" in one)
-    retried = any(one.get("fell_back_after") for one in everything)
+    if "forked_from" in record and "rewinds" not in record:
+        assert all(
+            s["attempt"] == 0 and s["status"] in ("done", "skipped")
+            for s in record["steps"]
+            if s.get("stand_in") == "fork"
+        )
+    retried = "rewinds" in record or any(one.get("fell_back_after") for one in everything)
     assert order == list(range(1, len(order) + 1)) or (retried and len(set(order)) == len(order))
     for name, step in steps.items():
         if "started_ms" in step:
@@ -694,7 +754,7 @@ def check_result(definition: Definition, record: ResultRecord) -> None:
     # Compensation: what was done, or may have been, is undone in exact reverse order of completion.
     assert "output" not in record
     undone = [step for step in leaves(record) if step["undo"]["status"] != "not_needed"]
-    if definition.undo_order is UndoOrder.REVERSE:
+    if definition.undo_order is UndoOrder.REVERSE and "rewinds" not in record:
         assert [s["name"] for s in sorted(undone, key=lambda s: s["undo"]["order"])] == [
             s["name"] for s in sorted(undone, key=lambda s: -s["order"])
         ]
