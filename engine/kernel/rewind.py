@@ -51,8 +51,9 @@ def requested(state: WorkflowState, plan: Plan, event: RewindRequested, effects:
             items.stop(state, plan, step, effects)
         elif step.status in _BEGUN or (step.status is StepStatus.WAITING and step.unknown):
             progress.cancel_step(state, plan, step, effects, why="the workflow is rewound")
-        for one in step.items or (step,):
-            reconcile.ask_held(state, plan, one, effects)
+        if state.paused is None:
+            for one in step.items or (step,):
+                reconcile.ask_held(state, plan, one, effects)
     children.cancel_running(state, plan, effects, _places(state, plan))
     go_on(state, plan, effects)
     return None

@@ -15,8 +15,8 @@ WITH gone AS (
 DELETE FROM step s USING gone WHERE s.workflow_id = gone.workflow_id
 
 -- workflow_merge --
--- The newer offset wins, at one offset the later run, then the higher rank. A bare stub (rank 0) brings the end but not what the workflow was
--- about: that is kept. What is left in staging afterwards was accepted: steps and compensations of the rest do not count.
+-- The newer offset wins, at one offset the later run, then the higher rank. A bare stub (rank 0) brings the end but not what the
+-- workflow was about: that is kept. What is left in staging afterwards was accepted: steps and compensations of the rest do not count.
 WITH accepted AS (
     INSERT INTO workflow AS w (
         workflow_id, name, definition, status, terminal, partition, at_offset, rank, started_at, updated_at, finished_at,
@@ -71,8 +71,9 @@ WITH accepted AS (
 DELETE FROM staging_workflow s WHERE NOT EXISTS (SELECT FROM accepted a WHERE a.workflow_id = s.workflow_id)
 
 -- step_forget_removed --
--- A workflow that moved to another definition may have steps less, and a rewinding drops items and entries of the ledger. Its record
--- has all that it has now, and a bare stub, which has none, says nothing of either. Of compensations those that are there now come back with the next query.
+-- A workflow that moved to another definition may have steps less, and a rewinding drops items and entries of the ledger. Its
+-- record has all that it has now, and a bare stub, which has none, says nothing of either. Of compensations those that are there
+-- now come back with the next query.
 WITH compensations AS (
     DELETE FROM compensation c
     USING staging_workflow s

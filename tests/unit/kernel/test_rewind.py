@@ -627,3 +627,13 @@ def test_questions_about_items_that_are_made_anew_have_numbers_of_their_own() ->
     driver.say("each[0]", Outcome.DID_NOT_HAPPEN)
 
     assert commands(driver.lose("each[0]", 2)) == ["each[0]/2/reconcile"]
+
+
+def test_a_paused_rewinding_asks_nothing_until_it_is_resumed() -> None:
+    driver = Driver(saga(step("a", reconcile={}, compensate={})), round_trip=True)
+    driver.start("saga")
+    driver.act(Action.PAUSE)
+    driver.lose("a")
+
+    assert commands(driver.rewind("a", undo=True)) == []
+    assert commands(driver.act(Action.RESUME)) == ["a/1/reconcile"]
