@@ -34,7 +34,11 @@ class Table(NamedTuple):
     merges: Sequence[str]
 
 
-WORKFLOW: Final = Table("workflow", WorkflowRow._fields, ("workflow_forget_earlier_run", "workflow_merge"))
+WORKFLOW: Final = Table(
+    "workflow",
+    WorkflowRow._fields,
+    ("workflow_lock_earlier_run", "workflow_forget_earlier_run", "workflow_merge"),
+)
 STEP: Final = Table("step", StepRow._fields, ("step_forget_removed", "step_merge"))
 COMPENSATION: Final = Table("compensation", CompensationRow._fields, ("compensation_merge",))
 CIRCUIT: Final = Table("circuit", rows.CircuitRow._fields, ("circuit_merge",))

@@ -1,6 +1,16 @@
 -- Queries that merge a staged batch into the tables. The order of rows in INSERT is that of keys, so that two projectors with
 -- different topics of one partition lock rows in the same order.
 
+-- workflow_lock_earlier_run --
+-- Whoever brings the end of the run before, from another topic, comes wholly before what follows or wholly after it. A statement
+-- of its own, because the next one has to see what was committed while this one waited.
+SELECT w.workflow_id
+FROM staging_workflow s
+JOIN workflow w ON w.workflow_id = s.workflow_id
+WHERE w.started_at < to_timestamp(s.started_ms / 1000.0) AND s.at_offset >= w.at_offset
+ORDER BY w.workflow_id
+FOR UPDATE OF w
+
 -- workflow_forget_earlier_run --
 -- An id can be used again once it is forgotten, or by a start that replaces. Steps of the run before must not stay beside those
 -- of the new one, which began later, if only by a millisecond.
