@@ -253,7 +253,7 @@ def _awaited(
     if step.items:
         effects.append(Ignored(Reason.NOT_WAITED_FOR, type(event).__name__))  # its items have attempts, not itself
         return None
-    command = ids.command_id(state.workflow_id, event.step, event.attempt, direction, state.run)
+    command = state.command_id(event.step, event.attempt, direction)
     if direction is Direction.EXECUTE:
         asked_about = (
             step.status is StepStatus.RECONCILING and not isinstance(event, ChildEnded) and reconcile.tells(event)
@@ -360,7 +360,7 @@ def _next_attempt_in_ms(
     tried = step.attempt - step.fell_back_after
     if tried >= spec.retry.attempts:
         return None
-    command = ids.command_id(state.workflow_id, spec.name_of(step), step.attempt, Direction.EXECUTE, state.run)
+    command = state.command_id(spec.name_of(step), step.attempt, Direction.EXECUTE)
     delay_ms = backoff_ms(spec.retry, state, command, tried, retry_after_ms)
     total_ms = spec.retry.total_ms
     return delay_ms if total_ms is None or state.now_ms + delay_ms <= step.since_ms + total_ms else None
@@ -383,7 +383,7 @@ def _undo_failed(
     retried = FailureKind(failure["kind"]) in RETRIED and failure.get("error_type") not in retry.terminal
     tried = undo.attempt - undo.tried_before
     if retried and tried < retry.attempts:
-        command = ids.command_id(state.workflow_id, spec.name_of(step), undo.attempt, Direction.COMPENSATE, state.run)
+        command = state.command_id(spec.name_of(step), undo.attempt, Direction.COMPENSATE)
         back_off_undo(state, spec, step, backoff_ms(retry, state, command, tried, retry_after_ms), effects)
         return
     # Recorded and handed to a person; the rest is undone all the same.

@@ -65,7 +65,7 @@ def start(state: WorkflowState, plan: Plan, step: StepState) -> Emit:
     spec = plan.steps[step.index]
     assert spec.child is not None
     tokens, cost = budgets.allowance(state, plan, step)
-    command = ids.command_id(state.workflow_id, spec.name_of(step), step.attempt, Direction.EXECUTE, state.run)
+    command = state.command_id(spec.name_of(step), step.attempt, Direction.EXECUTE)
     step.token = ids.token(state.seed, command)
     parent = Parent(
         workflow_id=state.workflow_id,
@@ -95,7 +95,7 @@ def undo(state: WorkflowState, plan: Plan, step: StepState) -> Emit:
     assert step.undo is not None
     spec = plan.steps[step.index]
     name = spec.name_of(step)
-    command = ids.command_id(state.workflow_id, name, step.undo.attempt, Direction.COMPENSATE, state.run)
+    command = state.command_id(name, step.undo.attempt, Direction.COMPENSATE)
     event = UndoRequested(
         _token(state, spec, step), step.undo.attempt, ids.token(state.seed, command), f"undone by {state.workflow_id}"
     )
@@ -133,7 +133,7 @@ def leave(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effec
     name = plan.steps[step.index].name_of(step)
     for attempt in range(step.first + 1, step.attempt + 1):
         child = ids.child_id(state.workflow_id, name, attempt, state.run)
-        command = ids.command_id(state.workflow_id, name, attempt, Direction.EXECUTE, state.run)
+        command = state.command_id(name, attempt, Direction.EXECUTE)
         effects.append(Emit(child, ParentEnded(ids.token(state.seed, command), terminate), f"{child}/parent-ended"))
 
 
@@ -154,9 +154,7 @@ def _child_attempt(spec: PlanStep, step: StepState) -> int:
 
 def _token(state: WorkflowState, spec: PlanStep, step: StepState) -> str:
     attempt = _child_attempt(spec, step)
-    return ids.token(
-        state.seed, ids.command_id(state.workflow_id, spec.name_of(step), attempt, Direction.EXECUTE, state.run)
-    )
+    return ids.token(state.seed, state.command_id(spec.name_of(step), attempt, Direction.EXECUTE))
 
 
 # --- what a child reports

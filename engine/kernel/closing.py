@@ -113,7 +113,7 @@ def dead_letter(
     failed = question or undo or step
     name = spec.name_of(step)
     record: DeadLetterRecord = {
-        "id": ids.command_id(state.workflow_id, name, attempt, direction, state.run),
+        "id": state.command_id(name, attempt, direction),
         "workflow_id": state.workflow_id,
         "definition": state.definition,
         "name": state.name,

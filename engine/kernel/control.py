@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from sagalog.schemas import ids
 from sagalog.schemas.events import Action, ActionRequested, CancelRequested, FailureKind, ParentEnded, UndoRequested
-from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, PRIORITY_MAX, TEXT_CHARS_MAX
 from sagalog.schemas.records import FailureRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
@@ -31,15 +29,22 @@ from .state import NEVER, Trigger, WorkflowState
 
 def cancel(state: WorkflowState, plan: Plan | None, event: CancelRequested, effects: list[Effect]) -> None:
     """Stops a workflow and undoes what it did. A compensation that runs already cannot be interrupted."""
-    cause = _cause(state, f"cancelled by {event.who}: {event.reason}")
+    if not try_cancel(state, plan, f"cancelled by {event.who}: {event.reason}", effects):
+        effects.append(Ignored(Reason.CANNOT_BE_CANCELLED, "CancelRequested"))
+
+
+def try_cancel(state: WorkflowState, plan: Plan | None, message: str, effects: list[Effect]) -> bool:
+    """Cancels the workflow, for the reason in `message`. False when its state does not allow it: nothing changed then."""
     match state.status:
         case WorkflowStatus.RUNNING | WorkflowStatus.REWINDING if plan is not None and not past_pivot(state, plan):
-            stop(state, plan, Trigger.CANCELLED, cause, effects)
+            stop(state, plan, Trigger.CANCELLED, _cause(state, message), effects)
+            return True
         case WorkflowStatus.WAITING:
-            state.failure = cause
+            state.failure = _cause(state, message)
             finish(state, None, Trigger.CANCELLED, effects)
+            return True
         case _:
-            effects.append(Ignored(Reason.CANNOT_BE_CANCELLED, "CancelRequested"))
+            return False
 
 
 def undo(state: WorkflowState, plan: Plan | None, event: UndoRequested, effects: list[Effect]) -> None:
@@ -173,15 +178,7 @@ def _terminate(state: WorkflowState, plan: Plan | None, event: ActionRequested, 
     if plan is not None:
         for step in state.leaves():
             name = plan.steps[step.index].name_of(step)
-            if step.status is StepStatus.RUNNING:
-                out = ids.command_id(state.workflow_id, name, step.attempt, Direction.EXECUTE, state.run)
-                effects.append(Answered(out))
-            if step.question is not None and step.question.out:
-                out = ids.command_id(state.workflow_id, name, step.questions, Direction.RECONCILE, state.run)
-                effects.append(Answered(out))
-            if step.undo is not None and step.undo.status is UndoStatus.RUNNING:
-                out = ids.command_id(state.workflow_id, name, step.undo.attempt, Direction.COMPENSATE, state.run)
-                effects.append(Answered(out))
+            effects += [Answered(state.command_id(name, attempt, direction)) for attempt, direction in step.out()]
         close_reviews(state, plan, "the workflow was terminated", effects)
     finish(state, plan, Trigger.TERMINATED, effects)
 

@@ -12,7 +12,7 @@ from typing import Final
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 
 from .plan import Plan
-from .state import NEVER, StepState, WorkflowState
+from .state import NEVER, OUT, StepState, WorkflowState
 
 _MOVES: Final = (
     StepStatus.RUNNING,
@@ -21,7 +21,6 @@ _MOVES: Final = (
     StepStatus.HELD,
     StepStatus.RECONCILING,
 )
-_OUT: Final = (StepStatus.RUNNING, StepStatus.RECONCILING)
 _UNDO_MOVES: Final = (UndoStatus.RUNNING, UndoStatus.BACKING_OFF, UndoStatus.HELD)
 _ENDED: Final = (StepStatus.DONE, StepStatus.DEGRADED, StepStatus.SKIPPED, StepStatus.FAILED)
 
@@ -73,7 +72,7 @@ def _running(state: WorkflowState) -> Iterator[str]:
 def _rewinding(state: WorkflowState) -> Iterator[str]:
     if not state.rewinds or not state.rewinding:
         yield "is rewound, and nobody can say where to"
-    out = any(step.status in _OUT for step in state.steps)
+    out = any(step.status in OUT for step in state.steps)
     undoing = any(step.undo is not None and step.undo.status in _UNDO_MOVES for step in state.leaves())
     if not out and not undoing and state.paused is None:
         yield "nothing will move it"
@@ -82,7 +81,7 @@ def _rewinding(state: WorkflowState) -> Iterator[str]:
 def _compensating(state: WorkflowState) -> Iterator[str]:
     if state.failure is None:
         yield "is undone, and nobody can say why"
-    out = any(step.status in _OUT for step in state.steps)
+    out = any(step.status in OUT for step in state.steps)
     undoing = any(step.undo is not None and step.undo.status in _UNDO_MOVES for step in state.leaves())
     if not out and not undoing and state.paused is None:
         yield "nothing will move it"

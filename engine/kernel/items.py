@@ -20,10 +20,9 @@ from . import progress, rewind
 from .closing import close_step, move_step_to, note_failure
 from .effects import Effect
 from .plan import Plan, PlanStep
-from .state import StepState, WorkflowState
+from .state import OUT, StepState, WorkflowState
 
-_OUT = (StepStatus.RUNNING, StepStatus.RECONCILING)
-_AT_WORK = (*_OUT, StepStatus.BACKING_OFF)
+_AT_WORK = (*OUT, StepStatus.BACKING_OFF)
 _OPEN = (StepStatus.WAITING, *_AT_WORK)
 
 
@@ -149,7 +148,7 @@ def stop(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect
 
 
 def _settle(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effect]) -> None:
-    if step.status is StepStatus.RUNNING and not any(item.status in _OUT for item in step.items):
+    if step.status is StepStatus.RUNNING and not any(item.status in OUT for item in step.items):
         progress.cancel_step(state, plan, step, effects)
 
 

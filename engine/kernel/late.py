@@ -74,4 +74,4 @@ def landed_after_the_end(
 
 
 def _command(state: WorkflowState, step: str, event: StepCompleted) -> str:
-    return ids.command_id(state.workflow_id, step, event.attempt, Direction.EXECUTE, state.run)
+    return state.command_id(step, event.attempt, Direction.EXECUTE)

@@ -38,6 +38,7 @@ from .effects import Dispatch, Effect, Emit, Moved
 from .plan import Plan, PlanStep
 from .state import (
     NEVER,
+    OUT,
     StepState,
     Trigger,
     WorkflowState,
@@ -50,7 +51,6 @@ from .state import (
 
 ENDED_WELL = (StepStatus.DONE, StepStatus.DEGRADED, StepStatus.SKIPPED)
 _BEING_UNDONE = (UndoStatus.RUNNING, UndoStatus.BACKING_OFF)
-_OUT = (StepStatus.RUNNING, StepStatus.RECONCILING)
 _STOPPABLE = (StepStatus.WAITING, StepStatus.BACKING_OFF, StepStatus.AWAITING, StepStatus.HELD)
 
 
@@ -302,7 +302,7 @@ def undo_next(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
     if state.status is WorkflowStatus.REWINDING:
         rewind.go_on(state, plan, effects)
         return
-    if state.paused is not None or any(step.status in _OUT for step in state.steps):
+    if state.paused is not None or any(step.status in OUT for step in state.steps):
         return
     if state.rewinds:
         rewind.place_left_behind(state, plan)
@@ -310,7 +310,7 @@ def undo_next(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
     pending: list[StepState] = []
     for step in state.leaves():
         if step.undo is None:
-            move_undo(step, UndoStatus.PENDING if _to_undo(step, plan) else UndoStatus.NOT_NEEDED)
+            move_undo(step, UndoStatus.PENDING if to_undo(step, plan) else UndoStatus.NOT_NEEDED)
         assert step.undo is not None
         at_work = at_work or step.undo.status in _BEING_UNDONE
         held = held or step.undo.status is UndoStatus.HELD
@@ -416,7 +416,8 @@ def hold_undo(state: WorkflowState, plan: Plan, step: StepState, effects: list[E
     undo_next(state, plan, effects)
 
 
-def _to_undo(step: StepState, plan: Plan) -> bool:
+def to_undo(step: StepState, plan: Plan) -> bool:
+    """Whether the step had an effect, or may have had one, that its compensation can undo."""
     spec = plan.steps[step.index]
     if spec.compensate is None or (spec.resolve_items is not None and step.item < 0):
         return False  # what a step that maps or repeats did, its items did
@@ -484,7 +485,7 @@ def _command(
     service: str | None,
 ) -> Command:
     name = spec.name_of(step)
-    command_id = ids.command_id(state.workflow_id, name, attempt, direction, state.run)
+    command_id = state.command_id(name, attempt, direction)
     return Command(
         command_id=command_id,
         workflow_id=state.workflow_id,

@@ -91,7 +91,7 @@ def question_dispatch(state: WorkflowState, plan: Plan, step: StepState) -> Disp
     assert spec.reconcile is not None
     service = spec.service if step.agent is None and step.asked is None else None
     name = spec.name_of(step)
-    command_id = ids.command_id(state.workflow_id, name, step.questions, Direction.RECONCILE, state.run)
+    command_id = state.command_id(name, step.questions, Direction.RECONCILE)
     question = Question(
         command_id=command_id,
         workflow_id=state.workflow_id,
@@ -138,7 +138,7 @@ def ask_again(
         return False
     if tried >= retry.attempts:
         return False
-    command = ids.command_id(state.workflow_id, spec.name_of(step), step.questions, Direction.RECONCILE, state.run)
+    command = state.command_id(spec.name_of(step), step.questions, Direction.RECONCILE)
     at_ms = state.now_ms + progress.backoff_ms(retry, state, command, tried, retry_after_ms)
     if retry.total_ms is not None and at_ms > question.since_ms + retry.total_ms:
         return False
@@ -169,7 +169,7 @@ def overtaken(state: WorkflowState, spec: PlanStep, step: StepState, outcome: Ou
     if question is None:
         return False
     if question.out:
-        asked = ids.command_id(state.workflow_id, spec.name_of(step), step.questions, Direction.RECONCILE, state.run)
+        asked = state.command_id(spec.name_of(step), step.questions, Direction.RECONCILE)
         effects.append(Answered(asked))
     # What the attempt used is what this answer says.
     step.tokens -= question.tokens

@@ -22,7 +22,7 @@ from . import children, items, progress, reconcile
 from .closing import failure_bytes, move_step_to, move_workflow
 from .effects import Effect, Reason
 from .plan import Plan
-from .state import StepState, Trigger, WorkflowState, did_it, move_undo
+from .state import OUT, StepState, Trigger, WorkflowState, did_it, move_undo
 
 _BEGUN = (StepStatus.BACKING_OFF, StepStatus.AWAITING, StepStatus.HELD)
 
@@ -67,7 +67,7 @@ def concerns(state: WorkflowState, plan: Plan, step: StepState) -> bool:
 def go_on(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
     """Once nothing affected is out any more: undoes what is to be undone, and has everything affected begin anew."""
     affected = _affected(state, plan)
-    if state.paused is not None or any(step.status in progress._OUT for step in affected):
+    if state.paused is not None or any(step.status in OUT for step in affected):
         return
     if state.rewinds[-1]["undo"] and not _undone(state, plan, affected, effects):
         return
@@ -86,31 +86,17 @@ def go_on(state: WorkflowState, plan: Plan, effects: list[Effect]) -> None:
 # --- what is affected
 
 
-def affected_places(plan: Plan, place: int) -> set[int]:
+def affected_places(plan: Plan, place: int) -> frozenset[int]:
     """A step and everything that needs it, however far."""
-    found = {place}
-    agenda = [place]
-    while agenda:
-        for dependent in plan.steps[agenda.pop()].dependents:
-            if dependent not in found:
-                found.add(dependent)
-                agenda.append(dependent)
-    return found
+    return plan.steps[place].followers | {place}
 
 
 def needed_places(plan: Plan, place: int) -> set[int]:
     """Everything that a step needs, however far."""
-    found: set[int] = set()
-    agenda = [place]
-    while agenda:
-        for need in plan.steps[agenda.pop()].needs:
-            if need not in found:
-                found.add(need)
-                agenda.append(need)
-    return found
+    return {spec.index for spec in plan.steps if place in spec.followers}
 
 
-def _places(state: WorkflowState, plan: Plan) -> set[int]:
+def _places(state: WorkflowState, plan: Plan) -> frozenset[int]:
     return affected_places(plan, plan.index[state.rewinds[-1]["step"]])
 
 
@@ -127,7 +113,7 @@ def possible(state: WorkflowState, plan: Plan, place: int, *, undo: bool) -> boo
         return False  # it has not begun, or another rewinding has just brought it here
     for found in affected_places(plan, place):
         step, spec = state.steps[found], plan.steps[found]
-        if undo and spec.pivot and (state.pivoted or step.status in (*progress.ENDED_WELL, *progress._OUT)):
+        if undo and spec.pivot and (state.pivoted or step.status in (*progress.ENDED_WELL, *OUT)):
             return False
         if not undo and spec.child is not None and step.status is not StepStatus.WAITING:
             return False  # the next child would do it once more, and only that one would be known
@@ -146,7 +132,7 @@ def _undone(state: WorkflowState, plan: Plan, affected: list[StepState], effects
     ledger = [leaf for step in affected for leaf in (step.items or [step])]
     for leaf in ledger:
         if leaf.undo is None:
-            move_undo(leaf, UndoStatus.PENDING if progress._to_undo(leaf, plan) else UndoStatus.NOT_NEEDED)
+            move_undo(leaf, UndoStatus.PENDING if progress.to_undo(leaf, plan) else UndoStatus.NOT_NEEDED)
     undoings = [(leaf, leaf.undo.status) for leaf in ledger if leaf.undo is not None]
     if any(status is UndoStatus.RUNNING or status is UndoStatus.BACKING_OFF for _, status in undoings):
         return False
@@ -196,7 +182,7 @@ def _anew(state: WorkflowState, plan: Plan, step: StepState, effects: list[Effec
         state.pivoted = True
     if undone:
         step.unknown, step.suspects = False, []
-    elif progress._to_undo(step, plan):
+    elif progress.to_undo(step, plan):
         # It stands: should the step fail now, or be done by another agent, this one is asked to undo it as well.
         step.unknown = True
         agent = spec.agent_of(step)

@@ -12,17 +12,15 @@ from __future__ import annotations
 from sagalog.schemas import ids
 from sagalog.schemas.events import FailureKind, OnDuplicate, WorkflowStarted
 from sagalog.schemas.limits import FAILURE_MESSAGE_CHARS_MAX, PRIORITY_DEFAULT, STARTS_KEPT_MAX, STATE_BYTES_MAX
-from sagalog.schemas.records import FailureRecord, NextRecord, StartAnsweredRecord
+from sagalog.schemas.records import NextRecord, StartAnsweredRecord
 from sagalog.schemas.statuses import WorkflowStatus
 
-from . import children
-from .closing import finish
+from . import children, control
 from .effects import Effect, Ignored, Reason, StartAnswered
 from .plan import Plan
-from .progress import past_pivot, stop
 from .record import Record
 from .starts import enter, input_problem, reject, seed_of, start_problem, trace_of
-from .state import Trigger, WorkflowState
+from .state import WorkflowState
 
 ASKED: tuple[OnDuplicate, ...] = (OnDuplicate.REJECT, OnDuplicate.REPLACE)
 """Policies whose starts are answered."""
@@ -63,7 +61,8 @@ def again(
     state.next = _next(event, record)
     if not state.terminal:
         state.bytes += record.size
-        _end(state, plan, effects)
+        # What cannot be cancelled is waited for.
+        control.try_cancel(state, plan, "replaced by a newer start", effects)
     return True
 
 
@@ -173,23 +172,6 @@ def _next(event: WorkflowStarted, record: Record) -> NextRecord:
     if event.attributes:
         following["attributes"] = event.attributes
     return following
-
-
-def _end(state: WorkflowState, plan: Plan | None, effects: list[Effect]) -> None:
-    """Cancels the run, if it can be; otherwise its end is waited for."""
-    cause: FailureRecord = {
-        "kind": FailureKind.CANCELLED,
-        "message": "replaced by a newer start",
-        "at_ms": state.now_ms,
-    }
-    match state.status:
-        case WorkflowStatus.RUNNING | WorkflowStatus.REWINDING if plan is not None and not past_pivot(state, plan):
-            stop(state, plan, Trigger.CANCELLED, cause, effects)
-        case WorkflowStatus.WAITING:
-            state.failure = cause
-            finish(state, None, Trigger.CANCELLED, effects)
-        case _:
-            pass
 
 
 def _answer(state: WorkflowState, start_id: str, effects: list[Effect], *, reason: str | None = None) -> None:

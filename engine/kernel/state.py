@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from sagalog.schemas.ids import FIRST_RUN
+from sagalog.schemas import ids
+from sagalog.schemas.ids import FIRST_RUN, Direction
 from sagalog.schemas.limits import PRIORITY_DEFAULT
 from sagalog.schemas.records import (
     CheckpointRecord,
@@ -176,6 +177,9 @@ STEP_MOVES: Final[frozenset[tuple[StepStatus, StepStatus]]] = frozenset(
     }
 )
 
+OUT: Final = (_S.RUNNING, _S.RECONCILING)
+"""Somebody is asked to do the step, or whether they did."""
+
 _U = UndoStatus
 
 UNDO_MOVES: Final[frozenset[tuple[UndoStatus | None, UndoStatus]]] = frozenset(
@@ -303,6 +307,15 @@ class StepState:
     token: str = ""
     """Of the newest attempt, as long as it is at hand; it follows from the seed and is not in the checkpoint."""
 
+    def out(self) -> Iterator[tuple[int, Direction]]:
+        """What of it is with somebody: attempts at doing it, at asking about it, at undoing it."""
+        if self.status is StepStatus.RUNNING:
+            yield self.attempt, Direction.EXECUTE
+        if self.question is not None and self.question.out:
+            yield self.questions, Direction.RECONCILE
+        if self.undo is not None and self.undo.status is UndoStatus.RUNNING:
+            yield self.undo.attempt, Direction.COMPENSATE
+
 
 @dataclass(slots=True)
 class WorkflowState:
@@ -387,6 +400,10 @@ class WorkflowState:
     @property
     def terminal(self) -> bool:
         return self.status in TERMINAL
+
+    def command_id(self, step: str, attempt: int, direction: Direction) -> str:
+        """The id of an attempt's command, of the run that is on. `step`: its name, or its item's."""
+        return ids.command_id(self.workflow_id, step, attempt, direction, self.run)
 
     def move(self, trigger: Trigger) -> tuple[WorkflowStatus | None, WorkflowStatus]:
         """Applies the table's row; AssertionError (a bug in the fold) when there is none."""

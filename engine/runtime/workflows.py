@@ -43,7 +43,7 @@ from sagalog.schemas import records
 from sagalog.schemas.codec import decode_object, encode
 from sagalog.schemas.definitions import CircuitPolicy
 from sagalog.schemas.events import AttemptLost, AttemptRefused, FailureKind, Quarantined, TimerFired
-from sagalog.schemas.ids import Direction, command_id
+from sagalog.schemas.ids import Direction
 from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY, SCHEDULE_KEY, MarkerRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 from sagalog.topics.log import Message, Out, TopicPartition
@@ -528,7 +528,7 @@ class WorkflowMachine:
         plan = self._fold.plan_of(state) if state is not None else None
         if state is None or plan is None or not state.steps:
             return None
-        if beating != command_id(workflow_id, step, attempt, direction, state.run):
+        if beating != state.command_id(step, attempt, direction):
             return None  # of a run before
         found = plan.find(state, step)
         if found is None:
@@ -619,15 +619,12 @@ class WorkflowMachine:
         for step in state.leaves():
             spec = plan.steps[step.index]
             name = spec.name_of(step)
-            out = []
-            if step.status is StepStatus.RUNNING and not by_child(spec, step):
-                out.append((step.attempt, Direction.EXECUTE))
-            if step.question is not None and step.question.out:
-                out.append((step.questions, Direction.RECONCILE))
-            if step.undo is not None and step.undo.status is UndoStatus.RUNNING and not undone_by_child(step, spec):
-                out.append((step.undo.attempt, Direction.COMPENSATE))
-            for attempt, direction in out:
-                lost_id = command_id(workflow_id, name, attempt, direction, state.run)
+            for attempt, direction in step.out():
+                if direction is Direction.EXECUTE and by_child(spec, step):
+                    continue
+                if direction is Direction.COMPENSATE and undone_by_child(step, spec):
+                    continue
+                lost_id = state.command_id(name, attempt, direction)
                 if self._losses.get(lost_id) is None and not self.gate.holds(lost_id):
                     watched = Watched(workflow_id, name, attempt, direction.value, run=state.run_mark)
                     self._lose(lost_id, watched, "no answer in time since the engine took over")

@@ -375,7 +375,7 @@ def compensation_in_forward_order(patch: Patch) -> None:
         held, oldest = False, None
         for step in state.leaves():
             if step.undo is None:
-                move_undo(step, UndoStatus.PENDING if progress._to_undo(step, plan) else UndoStatus.NOT_NEEDED)
+                move_undo(step, UndoStatus.PENDING if progress.to_undo(step, plan) else UndoStatus.NOT_NEEDED)
             if step.undo.status in (UndoStatus.RUNNING, UndoStatus.BACKING_OFF):
                 return
             held = held or step.undo.status is UndoStatus.HELD
@@ -393,12 +393,12 @@ def compensation_in_forward_order(patch: Patch) -> None:
 def unknown_outcome_not_undone(patch: Patch) -> None:
     """A step that timed out or got lost is taken for not done."""
 
-    original = progress._to_undo
+    original = progress.to_undo
 
     def to_undo(step: Any, plan: Any) -> bool:
         return step.status is StepStatus.DONE and original(step, plan)
 
-    patch.set(progress, "_to_undo", to_undo)
+    patch.set(progress, "to_undo", to_undo)
 
 
 @bug
@@ -438,7 +438,8 @@ def an_answer_is_taken_for_no(patch: Patch) -> None:
 @bug
 def stop_does_not_wait_for_an_answer(patch: Patch) -> None:
     """A workflow that stops undoes what was done while an agent is still asked about a step: what that did is forgotten."""
-    patch.set(progress, "_OUT", (StepStatus.RUNNING,))
+    for module in (progress, rewind):
+        patch.set(module, "OUT", (StepStatus.RUNNING,))
 
 
 @bug
@@ -530,12 +531,12 @@ def one_attempt_too_many(patch: Patch) -> None:
 def fallback_compensated_by_nobody(patch: Patch) -> None:
     """What a fallback agent did is not undone, because its step counts as degraded."""
 
-    original = progress._to_undo
+    original = progress.to_undo
 
     def to_undo(step: Any, plan: Any) -> bool:
         return (step.status is StepStatus.DONE or step.unknown) and original(step, plan)
 
-    patch.set(progress, "_to_undo", to_undo)
+    patch.set(progress, "to_undo", to_undo)
 
 
 @bug
