@@ -52,7 +52,7 @@ def test_a_planted_bug_is_found_and_shrunk() -> None:
     assert "compensation_is_in_reverse" in {checker for checker, _ in outcome.problems}
     assert outcome.trace
     plan = plan_of(outcome.seed)
-    smaller, found = shrink(plan, outcome, lambda plan: run_plan(plan, plant=name), seconds_max=8.0)
+    smaller, found = shrink(plan, outcome, lambda plan: run_plan(plan, plant=name), runs_max=8)
     assert found.failed and len(smaller.starts) < len(plan.starts)
 
 
