@@ -81,6 +81,8 @@ class Cluster:
     """All that was to be started is."""
     probes: dict[str, bool] = field(default_factory=dict)
     """Workflows that show at the end that a partition is served; true while one has not ended."""
+    skipped: set[tuple[str, int, int]] = field(default_factory=set)
+    """(topic, partition, offset) of commands that somebody made their agent's group pass over."""
     extras: int = 0
     rogues: int = 0
     _context: contextvars.Context = field(default_factory=contextvars.copy_context)
@@ -353,6 +355,8 @@ class Cluster:
             case Kind.COMPACT:
                 self.kafka.compact(TOPICS.checkpoints)
                 self.kafka.compact(TOPICS.circuits)
+            case Kind.SKIP:
+                self._skip(fault.for_ms)
             case Kind.SERVICE_DOWN:
                 self._service(fault.target, 1)
                 self._later(fault.for_ms, lambda: self._service(fault.target, -1))
@@ -407,6 +411,17 @@ class Cluster:
         assert machine.stop is not None and machine.process is not None
         end = machine.stop.set if self.rng.random() < 0.5 else machine.process.kill
         self._later(for_ms, end)
+
+    def _skip(self, restart_ms: int) -> None:
+        for machine in self.living("host"):
+            self.kill(machine, restart_ms)
+        for agent in ALL_AGENTS:
+            offsets = self.kafka.groups.group(TOPICS.agent_group(agent)).offsets
+            for partition, (offset, _) in list(offsets.items()):
+                after = [message.offset for message in self.kafka.records(*partition) if message.offset >= offset]
+                if after:
+                    self.skipped.update((*partition, skipped) for skipped in after)
+                    offsets[partition] = (after[-1] + 1, "")
 
     def _service(self, service: str, by: int) -> None:
         self.world.down[service] = self.world.down.get(service, 0) + by

@@ -171,6 +171,7 @@ async def _run(
         acked=list(cluster.acked),
         sent=cluster.sent,
         reports=reports,
+        skipped=cluster.skipped,
         tables=tables,
         said=cluster.problems,
         bugs=[*trace.bugs, *loop.failures],

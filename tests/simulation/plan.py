@@ -21,6 +21,8 @@ CHAOS_MS_MAX: Final = 20_000
 WORKFLOWS_MAX: Final = 120
 ACCOUNTS: Final = 5
 BALANCE: Final = 100
+NARROW_EVERY: Final = 2
+LEFT_OUT: Final = 0.6
 PROJECTED_EVERY: Final = 5
 """PostgreSQL is real, and costs more than all that is simulated."""
 
@@ -64,6 +66,8 @@ class Kind(StrEnum):
     """One projector more, for `for_ms`."""
     PROJECTOR_STORM = "projector_storm"
     """As `STORM`, of the projectors' group."""
+    SKIP = "skip"
+    """All hosts die, and before they are back somebody moves their agents' groups to the end: what lay before is never answered."""
     HEALTH = "health"
     """`amount` records of the topic `health`: reports, agents that are forgotten, and some that cannot be read."""
 
@@ -172,6 +176,8 @@ def plan_of(seed: int, *, projected: bool | None = None) -> Plan:
     `projected`: with projectors and a database. By default one seed in PROJECTED_EVERY is.
     """
     plan = _plan_of(seed)
+    if seed % NARROW_EVERY == 0:
+        plan = narrowed(plan)
     return with_projectors(plan) if (seed % PROJECTED_EVERY == 0 if projected is None else projected) else plan
 
 
@@ -203,6 +209,34 @@ def _plan_of(seed: int) -> Plan:
         timetables=timetables(random.Random(f"{seed}/schedules"), definitions[1:], chaos_ms),
     )
     return replace(plan, starts=with_migrations(seed, plan.starts, definitions, changes))
+
+
+def narrowed(plan: Plan) -> Plan:
+    """The plan with fewer kinds of things in it, and more of each: what a rare pair needs is then often in one run.
+
+    Most of what people do to a workflow ends it or sends it elsewhere; where each does all of it, few get far enough for the rest.
+    """
+    rng = random.Random(f"narrow/{plan.seed}")
+    nothing: tuple[dict[str, Any], ...] = (
+        {"cancel_at_ms": None},
+        {"pause_at_ms": None, "resume_at_ms": None},
+        {"terminate_at_ms": None},
+        {"deadline_ms": None},
+        {"again": False},
+        {"rewinds": ()},
+        {"on_duplicate": OnDuplicate.IGNORE, "further": ()},
+        {"migrations": ()},
+    )
+    without = {name: value for parts in nothing if rng.random() < LEFT_OUT for name, value in parts.items()}
+    faults = plan.faults
+    if faults:
+        faults = tuple(_faults(rng, plan.chaos_ms, plan.engines, plan.hosts, share=0.3, counts=(6, 24)))
+    return replace(
+        plan,
+        starts=tuple(replace(start, **without) for start in plan.starts),
+        timetables=() if rng.random() < LEFT_OUT else plan.timetables,
+        faults=faults,
+    )
 
 
 def _rates(rng: random.Random) -> Rates:
@@ -298,7 +332,15 @@ def _rewound(seed: int, definitions: tuple[Definition, ...], starts: list[Start]
     return found
 
 
-def _faults(rng: random.Random, chaos_ms: int, engines: int, hosts: int) -> list[Fault]:
+def _faults(
+    rng: random.Random,
+    chaos_ms: int,
+    engines: int,
+    hosts: int,
+    *,
+    share: float = 0.6,
+    counts: tuple[int, int] = (2, 14),
+) -> list[Fault]:
     machines = [f"engine-{n}" for n in range(engines)] + [f"host-{n}" for n in range(hosts)]
     weights = {
         Kind.KILL: 6,
@@ -314,11 +356,12 @@ def _faults(rng: random.Random, chaos_ms: int, engines: int, hosts: int) -> list
         Kind.FORGE: 2,
         Kind.GARBAGE: 1,
         Kind.STORM: 1,
+        Kind.SKIP: 1,
     }
     # Each run is about some of them, so that a rare pair meets often in a few runs rather than never in all.
-    kinds = [kind for kind in weights if rng.random() < 0.6] or [Kind.KILL]
+    kinds = [kind for kind in weights if rng.random() < share] or [Kind.KILL]
     found = []
-    for _ in range(rng.randint(2, 14)):
+    for _ in range(rng.randint(*counts)):
         (kind,) = rng.choices(kinds, [weights[kind] for kind in kinds])
         found.append(_fault(rng, kind, rng.randint(200, chaos_ms), machines))
     return sorted(found, key=lambda fault: fault.at_ms)
@@ -346,6 +389,8 @@ def _fault(rng: random.Random, kind: Kind, at_ms: int, machines: list[str]) -> F
             return Fault(at_ms, kind, rng.choice(("s0", "s1")), rng.choice((500, 3_000, 8_000)))
         case Kind.COMPACT:
             return Fault(at_ms, kind)
+        case Kind.SKIP:
+            return Fault(at_ms, kind, for_ms=rng.choice((300, 3_000)))
         case Kind.REPLAY | Kind.FORGE | Kind.GARBAGE:
             return Fault(at_ms, kind, amount=rng.randint(1, 30))
         case Kind.STORM:

@@ -6,7 +6,6 @@ have to notice by what happened, not by comparing two kernels.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -119,21 +118,6 @@ def fence_skipped(patch: Patch) -> None:
         self._transactional_id = f"{transactional_id}-{self._member}"
 
     patch.set(Processor, "__init__", init)
-
-
-@bug
-def fence_after_loading(patch: Patch) -> None:
-    """The old owner is fenced after the checkpoints were read, not before."""
-
-    async def load(self: Any) -> None:
-        self._set_time()
-        await self._read_checkpoints()
-        await asyncio.sleep(0.05)
-        self._transactions = await self._log.transactional(self._transactional_id)
-        self._claim_next()
-        self.phase = Phase.CATCHING_UP
-
-    patch.set(Processor, "load", load)
 
 
 @bug
