@@ -423,6 +423,8 @@ class MarkerRecord(TypedDict):
     workflows: int
     digest: str
     """Sum over all live checkpoints of blake2b-64(key, value), modulo 2**64, in hexadecimal."""
+    leaving: NotRequired[bool]
+    """The owner is about to stop, and hands over: whoever claims the partition next waits for its last marker."""
 
 
 class UsageRecord(TypedDict):

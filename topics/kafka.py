@@ -25,6 +25,8 @@ from aiokafka import TopicPartition as KafkaTopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.cluster import ClusterMetadata
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 
 from sagalog.schemas.limits import RECORD_BYTES_MAX
 
@@ -32,6 +34,7 @@ from .log import (
     Consumer,
     Fenced,
     Headers,
+    Joining,
     LogError,
     LogUnavailable,
     Message,
@@ -41,7 +44,9 @@ from .log import (
     Out,
     Producer,
     ProducerBroken,
+    Reader,
     RecordTooLarge,
+    Sharing,
     TopicDescription,
     TopicPartition,
     TransactionalProducer,
@@ -52,6 +57,8 @@ logger = logging.getLogger(__name__)
 BATCH_BYTES_MAX: Final = 262_144
 REQUEST_BYTES_MAX: Final = 1_048_576
 FETCH_PARTITION_BYTES_MAX: Final = 4 * 1_048_576
+READER_WAIT_MS: Final = 20
+"""How long a fetch of fixed partitions waits for records: after `assign` the broker answers the fetch before first."""
 CREATE_TIMEOUT_S: Final = 30.0
 CREATE_POLL_S: Final = 0.05
 TRANSACTION_TIMEOUT_MS: Final = 10_000
@@ -92,6 +99,11 @@ class KafkaSecurity:
         return options
 
 
+def heartbeat_interval_ms(session_timeout_ms: int) -> int:
+    """How often a group's member shows that it lives, and so how soon it learns that the group shares out anew."""
+    return min(500, max(100, session_timeout_ms // 4))
+
+
 class KafkaLog:
     """A Kafka cluster. `session_timeout_ms` is how long a silent group member keeps its partitions."""
 
@@ -124,6 +136,7 @@ class KafkaLog:
         *,
         start_at_end: bool = False,
         committed: bool = False,
+        sharing: Sharing | None = None,
     ) -> Consumer:
         consumer = AIOKafkaConsumer(
             **self._options,
@@ -133,18 +146,19 @@ class KafkaLog:
             auto_offset_reset="latest" if start_at_end else "earliest",
             isolation_level="read_committed" if committed else "read_uncommitted",
             session_timeout_ms=self._session_timeout_ms,
-            heartbeat_interval_ms=max(100, self._session_timeout_ms // 4),
+            heartbeat_interval_ms=heartbeat_interval_ms(self._session_timeout_ms),
             max_poll_interval_ms=300_000,
             max_partition_fetch_bytes=FETCH_PARTITION_BYTES_MAX,
             fetch_max_wait_ms=100,
             check_crcs=True,
+            **({} if sharing is None else {"partition_assignment_strategy": (_Assignor(sharing),)}),
         )
         consumer.subscribe(topics=list(topics), listener=_Listener(on_assigned, on_revoked))
         return await self._started(consumer)
 
     async def read(
         self, positions: Mapping[TopicPartition, int | None], *, committed: bool, client_id: str = "reader"
-    ) -> Consumer:
+    ) -> Reader:
         consumer = AIOKafkaConsumer(
             **self._options,
             client_id=client_id,
@@ -152,16 +166,14 @@ class KafkaLog:
             auto_offset_reset="earliest",
             isolation_level="read_committed" if committed else "read_uncommitted",
             max_partition_fetch_bytes=FETCH_PARTITION_BYTES_MAX,
-            fetch_max_wait_ms=100,
+            fetch_max_wait_ms=READER_WAIT_MS,
         )
         wrapped = await self._started(consumer)
         consumer.assign([KafkaTopicPartition(*partition) for partition in positions])
         unset = [KafkaTopicPartition(*partition) for partition, offset in positions.items() if offset is None]
         if unset:
             await consumer.seek_to_beginning(*unset)
-        for partition, offset in positions.items():
-            if offset is not None:
-                consumer.seek(KafkaTopicPartition(*partition), offset)
+        wrapped.seek_all({partition: offset for partition, offset in positions.items() if offset is not None})
         return wrapped
 
     async def _started(self, consumer: AIOKafkaConsumer) -> _KafkaConsumer:
@@ -334,6 +346,39 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._on_revoked({TopicPartition(*partition) for partition in revoked})
 
 
+class _Assignor:
+    """A `Sharing` as the client wants its assignors: it only ever calls these four."""
+
+    def __init__(self, sharing: Sharing) -> None:
+        self.name = sharing.name
+        self._sharing = sharing
+
+    def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
+        return ConsumerProtocolMemberMetadata(0, sorted(topics), self._sharing.says())
+
+    def assign(
+        self, cluster: ClusterMetadata, members: Mapping[str, ConsumerProtocolMemberMetadata]
+    ) -> dict[str, ConsumerProtocolMemberAssignment]:
+        topics = sorted({topic for member in members.values() for topic in member.subscription})
+        partitions = [
+            TopicPartition(topic, number)
+            for topic in topics
+            for number in sorted(cluster.partitions_for_topic(topic) or ())
+        ]
+        joining = {name: Joining(tuple(found.subscription), found.user_data) for name, found in members.items()}
+        shares = self._sharing.share(joining, partitions)
+        found = {}
+        for name, share in shares.items():
+            numbers: dict[str, list[int]] = {}
+            for topic, number in share.partitions:
+                numbers.setdefault(topic, []).append(number)
+            found[name] = ConsumerProtocolMemberAssignment(0, sorted(numbers.items()), share.note)
+        return found
+
+    def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
+        self._sharing.told(assignment.user_data)
+
+
 class _KafkaConsumer:
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self._consumer = consumer
@@ -347,6 +392,14 @@ class _KafkaConsumer:
         except (kafka_errors.KafkaError, kafka_errors.ConsumerStoppedError) as error:
             raise LogError(f"reading failed: {type(error).__name__}: {error}") from error
         return batches
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        self._consumer.assign([KafkaTopicPartition(*partition) for partition in positions])
+        self.seek_all(positions)
+
+    def seek_all(self, positions: Mapping[TopicPartition, int]) -> None:
+        for partition, offset in positions.items():
+            self.seek(partition, offset)
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         with _assigned():

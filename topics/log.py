@@ -68,6 +68,37 @@ class NotAssigned(LogError):
     """The consumer does not own the partition any more."""
 
 
+class Share(NamedTuple):
+    """What one member of a group gets."""
+
+    partitions: Sequence[TopicPartition]
+    note: bytes = b""
+    """What whoever shared out says beside it."""
+
+
+class Joining(NamedTuple):
+    """What a member joins its group with."""
+
+    topics: tuple[str, ...]
+    says: bytes
+    """What it lets whoever shares out know."""
+
+
+class Sharing(Protocol):
+    """How a group shares its partitions out. Every member brings one of the same name; that of one member, the leader, decides."""
+
+    name: str
+
+    def says(self) -> bytes:
+        """What this member lets the leader know; asked for at every rebalance."""
+
+    def share(self, members: Mapping[str, Joining], partitions: Sequence[TopicPartition]) -> Mapping[str, Share]:
+        """All partitions, to the members, by their ids. Pure: it must not matter who the leader is."""
+
+    def told(self, note: bytes) -> None:
+        """The leader's note for this member, before `on_assigned` is called with the partitions."""
+
+
 OnAssigned = Callable[[set[TopicPartition]], Awaitable[None]]
 OnRevoked = Callable[[set[TopicPartition]], Awaitable[None]]
 
@@ -98,6 +129,16 @@ class Consumer(Protocol):
         """The offset after the last readable record: the high watermark, or the last stable offset for `committed` readers."""
 
     async def close(self) -> None: ...
+
+
+class Reader(Consumer, Protocol):
+    """Reads fixed partitions, which may be exchanged for others."""
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Reads these partitions from these offsets from now on, and no others. Never blocks.
+
+        A `poll` that is under way may still return what was fetched before.
+        """
 
 
 class Producer(Protocol):
@@ -150,15 +191,16 @@ class Log(Protocol):
         *,
         start_at_end: bool = False,
         committed: bool = False,
+        sharing: Sharing | None = None,
     ) -> Consumer:
         """A member of a consumer group. Positions start at the committed offset, else at the beginning (or the end).
 
-        `committed` hides the records of open and aborted transactions.
+        `committed` hides the records of open and aborted transactions. `sharing` is how the group shares out; by default in turn.
         """
 
     async def read(
         self, positions: Mapping[TopicPartition, int | None], *, committed: bool, client_id: str = "reader"
-    ) -> Consumer:
+    ) -> Reader:
         """A reader of fixed partitions from the given offsets (None: the beginning). `committed` hides open transactions."""
 
     async def producer(self, client_id: str) -> Producer: ...

@@ -131,8 +131,11 @@ class Partition:
 
     def load_checkpoint(self, workflow_id: str, raw: bytes, *, waiting: bool) -> None:
         self.cold[workflow_id] = raw
+        self.hot.pop(workflow_id, None)  # somebody has looked at the one before
         if waiting:
             self.waiting.add(workflow_id)
+        else:
+            self.waiting.discard(workflow_id)
 
     def load_schedule(self, key: str, raw: bytes) -> None:
         self.schedules[key] = restore_schedule(orjson.loads(raw))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from sagalog.engine.kernel.circuits import CircuitPartition, dump_circuit, restore_circuit
 from sagalog.engine.kernel.effects import ClaimLost, Effect, Ignored, Moved, OwnerChanged, Quarantine, Reason
@@ -91,6 +91,9 @@ class CircuitMachine:
             effects.clear()
             if self._stopped:
                 return
+        self._settle_touched()
+
+    def _settle_touched(self) -> None:
         for service in self._fold.touched:
             self._timers.set(service, self._fold.circuits[service].due_ms())
         self._dirty.update(self._fold.touched)
@@ -120,10 +123,14 @@ class CircuitMachine:
             case _:
                 raise AssertionError(f"the circuits' fold made a {type(effect).__name__}")
 
-    def go_live(self, now_ms: int) -> None:
+    def go_live(self, now_ms: int, *, succession: bool = False) -> None:
         self._live = True
 
+    def succeed(self, held: Set[str] | None) -> None:
+        """Nothing gathers in an outbox here."""
+
     def stop(self) -> None:
+        self._settle_touched()
         self._live, self._stopped = False, True
 
     def tick(self, now_ms: int, monotonic_ms: int) -> None:
@@ -142,9 +149,9 @@ class CircuitMachine:
     def flush(self, now_ms: int) -> None:
         """Nothing is aggregated here."""
 
-    def cut(self) -> Cut | None:
+    def cut(self, *, leaving: bool = False, always: bool = False) -> Cut | None:
         offset = self._fold.offset
-        if not self._dirty and offset == self._cut_offset:
+        if not self._dirty and offset == self._cut_offset and not always:
             return None
         found: list[Out] = []
         for service in self._dirty:
@@ -167,6 +174,8 @@ class CircuitMachine:
             "workflows": len(self._digest),
             "digest": self._digest.hex(),
         }
+        if leaving:
+            marker["leaving"] = True
         found.append(
             Out(MARKER_KEY.encode(), encode(marker), outputs.headers(records.TYPE_MARKER, f"{MARKER_KEY}@{offset}"))
         )

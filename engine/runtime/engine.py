@@ -1,7 +1,12 @@
 """One engine process: a member of the consumer group, its processors, and what they share.
 
-One loop reads, folds and fires timers; everything else (take-over, snapshots, following circuits and heartbeats, checking
-topics) runs beside it. An engine whose broker is gone keeps trying, with back-off, and says so; nothing is lost meanwhile.
+One loop reads, folds and fires timers; everything else (standing by, take-over, snapshots, following circuits and heartbeats,
+checking topics) runs beside it. An engine whose broker is gone keeps trying, with back-off, and says so; nothing is lost meanwhile.
+
+Rules:
+- The group only says who is to own a partition; who owns it is in the log. So reading does not depend on the group: a rebalance
+  interrupts nothing, and an owner whose partition was given to another member goes on until it reads that one's claim.
+- An engine that stops leaves the group first, goes on until others have claimed what it owns, and hands over.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine, Sequence
+from enum import StrEnum
 from typing import Any
 
 from sagalog.infra.clock import Clock, Rng, wait_for_stop
@@ -19,13 +25,16 @@ from sagalog.schemas.commands import parse_heartbeat
 from sagalog.schemas.errors import InvalidRecord, SagalogError
 from sagalog.schemas.records import MARKER_KEY
 from sagalog.schemas.statuses import CircuitStatus
-from sagalog.topics.log import Consumer, Log, LogError, Message, Producer, ProducerBroken, TopicPartition
+from sagalog.topics.log import Consumer, Log, LogError, Message, Producer, ProducerBroken, Reader, TopicPartition
 from sagalog.topics.specs import Topics
 
 from .circuits import CircuitMachine
 from .gate import CircuitView
 from .limits import (
+    LEAVE_TIMEOUT_S,
+    LINGER_MS,
     LIVE_MS_TO_FORGIVE,
+    MEMBER_POLL_MS,
     PENDING_RECORDS_MAX,
     POLL_MS_MAX,
     POLL_RECORDS_MAX,
@@ -35,11 +44,21 @@ from .limits import (
 )
 from .machine import Append, Machine
 from .metrics import EngineMetrics
-from .processor import Phase, Processor
+from .processor import OwnershipLost, Phase, Processor
+from .sharing import EngineSharing, Says
 from .workflows import WorkflowMachine
 
 logger = logging.getLogger(__name__)
 
+
+class Role(StrEnum):
+    """What the group wants of this member for a partition."""
+
+    OWNER = "owner"
+    STANDBY = "standby"
+
+
+_ANEW = {Role.OWNER: "taken over", Role.STANDBY: "followed"}
 _CIRCUIT_GAUGE = {CircuitStatus.CLOSED: 0, CircuitStatus.HALF_OPEN: 1, CircuitStatus.OPEN: 2}
 
 
@@ -60,6 +79,8 @@ class Engine:
         snapshot_interval_ms: int = 200,
         metrics: EngineMetrics | None = None,
         member: str | None = None,
+        standbys: int = 1,
+        rack: str | None = None,
     ) -> None:
         self.log = log
         self.topics = topics
@@ -68,6 +89,8 @@ class Engine:
         self.metrics = metrics or EngineMetrics()
         self.member = member or f"{socket.gethostname()}-{os.getpid()}-{rng.hex(6)}"
         self._snapshot_interval_s = snapshot_interval_ms / 1000
+        self.standbys = standbys
+        self.rack = rack
         self.session: Session | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -118,22 +141,28 @@ class Session:
         self._clock = engine.clock
         self._metrics = engine.metrics
         self._snapshot_interval_s = snapshot_interval_s
-        self._consumer: Consumer | None = None
+        self._sharing = EngineSharing(self._says)
+        self._member: Consumer | None = None
+        """The membership in the group. It reads nothing."""
+        self._membership: asyncio.Task[None] | None = None
+        self._reader: Reader | None = None
         self._producer: Producer | None = None
         self._partitions = 1
         self._outcome_partitions = 1
         self.processors: dict[TopicPartition, Processor] = {}
-        self._suspended: dict[TopicPartition, Processor] = {}
-        """Revoked in a rebalance that has not ended; most come back."""
-        self._taking_over: dict[TopicPartition, asyncio.Task[None]] = {}
+        """Of the partitions that this member owns, is to own, stands by for, or still owns although they are another's to be."""
+        self._roles: dict[TopicPartition, Role] = {}
+        """As the group has shared out last."""
+        self._lingering: dict[TopicPartition, int] = {}
+        """Until when (monotonic) an owner goes on whose partition is another's to be."""
+        self._serving: dict[TopicPartition, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._circuits: dict[str, CircuitView] = {}
         self._failures: dict[TopicPartition, int] = {}
-        self._joined = asyncio.Event()
         self._polls = 0
-        self._feed_from: dict[TopicPartition, int] = {}
-        """Per partition the first poll that began after its position was set: what earlier polls bring is from elsewhere."""
+        self._feed_from = 0
+        """The first poll that began after the positions were set: what earlier polls bring may be from elsewhere."""
         self.was_live = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -146,37 +175,44 @@ class Session:
             self._spawn(self._follow_heartbeats(partitions))
             self._spawn(self._check_topics(partitions))
             self._spawn(self._snapshots())
-            self._consumer = await self._log.join(
+            self._reader = await self._log.read({}, committed=False, client_id=f"engine-{self._engine.member}")
+            self._member = await self._log.join(
                 self._topics.engine_group,
                 [self._topics.events, self._topics.outcomes],
                 self._on_assigned,
                 self._on_revoked,
+                sharing=self._sharing,
             )
-            self._joined.set()
-            await self._loop(stop)
+            self._member.pause(*self._member.assignment())
+            self._membership = self._spawn(self._keep_membership(self._member))
+            leaving = self._spawn(self._leave(stop))
+            await self._loop(leaving)
             await self._last_snapshots()
         finally:
             await self._close()
 
     # --- the loop
 
-    async def _loop(self, stop: asyncio.Event) -> None:
-        assert self._consumer is not None and self._producer is not None
-        consumer, producer = self._consumer, self._producer
-        while not stop.is_set():
+    async def _loop(self, leaving: asyncio.Task[None]) -> None:
+        assert self._reader is not None and self._producer is not None
+        reader, producer = self._reader, self._producer
+        while not leaving.done():
             self._polls += 1
-            batches = await consumer.poll(self._poll_ms(), POLL_RECORDS_MAX)
+            batches = await reader.poll(self._poll_ms(), POLL_RECORDS_MAX)
             if self._broken.done():
                 self._broken.result()
             for partition, messages in batches.items():
                 processor = self.processors.get(TopicPartition(*partition))
-                if processor is not None and processor.phase is not Phase.LOADING:
+                if processor is not None and processor.reads:
                     self._feed(processor, messages)
             now_ms, monotonic_ms = self._clock.now_ms(), self._clock.monotonic_ms()
-            for processor in list(self.processors.values()):
+            for partition, processor in list(self.processors.items()):
                 processor.tick(now_ms, monotonic_ms)
                 if processor.failure is not None:
                     self._start_over(processor)
+                elif self._lingering.get(partition, monotonic_ms) < monotonic_ms:
+                    logger.warning("%s/%d: nobody has claimed it; it is given up", *partition)
+                    self._replace(processor)
             if producer.pending > PENDING_RECORDS_MAX:
                 # The broker takes less than the fold makes: nothing more is read until it has caught up.
                 await producer.below(PENDING_RECORDS_MAX // 2)
@@ -184,13 +220,17 @@ class Session:
     def _feed(self, processor: Processor, messages: Sequence[Message]) -> None:
         """Feeds what follows on the last applied offset, and nothing else.
 
-        A poll that was under way when the position was set may bring records from where the group's offset pointed. One that
-        began later brings what is next in the log, even where offsets are missing (transaction markers of other writers).
+        A poll that was under way when the positions were set may bring records from elsewhere. One that began later brings what
+        is next in the log, even where offsets are missing (transaction markers of other writers).
         """
-        if messages[0].offset == processor.position or self._polls >= self._feed_from[processor.input]:
+        if messages[0].offset == processor.position or self._polls >= self._feed_from:
             processor.feed(messages)
-        else:
-            self._resume(processor)
+
+    def _read(self) -> None:
+        """What is folded here is read from here on, each partition from where its fold is."""
+        assert self._reader is not None
+        self._reader.assign({p.input: p.position for p in self.processors.values() if p.reads})
+        self._feed_from = self._polls + 1
 
     def _poll_ms(self) -> int:
         now_ms = self._clock.now_ms()
@@ -200,77 +240,93 @@ class Session:
         )
         return max(1, min(POLL_MS_MAX, due_ms - now_ms))
 
-    # --- partitions come and go
+    # --- the group
 
-    async def _on_assigned(self, assigned: set[TopicPartition]) -> None:
-        assert self._consumer is not None or not self.processors
-        for partition in assigned:
-            kept = self._suspended.pop(partition, None)
-            # One whose loading was cut short by the rebalance begins anew.
-            if kept is not None and kept.failure is None and kept.phase is not Phase.LOADING:
-                self.processors[partition] = kept
-                self._resume(kept)
-            else:
-                if kept is not None:
-                    self._spawn(kept.close())
-                self._take_over(partition, 0.0)
-        for gone in self._suspended.values():
-            logger.info("%s/%d: given up", *gone.input)
-            self._spawn(gone.close())
-        self._suspended.clear()
-        self._count_phases()
+    def _says(self) -> Says:
+        """To whoever shares out: what this member owns, and for what it stands by."""
+        phases = {partition: processor.phase for partition, processor in self.processors.items()}
+        return Says(
+            self._engine.rack,
+            frozenset(partition for partition, phase in phases.items() if phase is Phase.LIVE),
+            frozenset(partition for partition, phase in phases.items() if phase is Phase.STANDBY),
+            self._engine.standbys,
+        )
+
+    async def _keep_membership(self, member: Consumer) -> None:
+        """A member that does not poll for long is taken for dead."""
+        while True:
+            await member.poll(MEMBER_POLL_MS, 1)
 
     async def _on_revoked(self, revoked: set[TopicPartition]) -> None:
-        # O(1): whether a partition comes back is known at the next assignment; ownership is decided by the log anyway.
-        for partition in revoked:
-            task = self._taking_over.pop(partition, None)
-            if task is not None:
-                task.cancel()
-            processor = self.processors.pop(partition, None)
-            if processor is not None:
-                self._suspended[partition] = processor
+        """Says nothing about who owns: that follows with the next assignment, or is read in the log."""
 
-    def _take_over(self, partition: TopicPartition, wait_s: float) -> None:
+    async def _on_assigned(self, assigned: set[TopicPartition]) -> None:
+        if self._member is not None:
+            self._member.pause(*assigned)
+        note = self._sharing.note
+        self._roles = dict.fromkeys(note.standbys, Role.STANDBY) | dict.fromkeys(assigned, Role.OWNER)
+        for partition in self._roles:
+            if partition not in self.processors:
+                self._begin(partition, 0.0)
+            elif self._roles[partition] is Role.OWNER:
+                self._promote(self.processors[partition])
+        for partition, processor in list(self.processors.items()):
+            if self._roles.get(partition) is Role.OWNER:
+                self._lingering.pop(partition, None)
+            elif processor.reads:
+                # Until it reads the claim of whoever is to own it.
+                self._lingering.setdefault(partition, self._clock.monotonic_ms() + LINGER_MS)
+            elif partition not in self._roles or processor.promoted:
+                self._replace(processor)
+        self._count_phases()
+
+    def _begin(self, partition: TopicPartition, wait_s: float) -> None:
+        """By the partition's role as it is then: stands by, or takes over."""
         processor = self._make(partition)
         self.processors[partition] = processor
-        task = self._spawn(self._load(processor, wait_s))
-        self._taking_over[partition] = task
-        task.add_done_callback(lambda done: self._taken_over(partition, done))
+        if self._roles.get(partition) is Role.OWNER:
+            self._promote(processor)
+        task = self._spawn(self._serve(processor, wait_s))
+        self._serving[partition] = task
+        task.add_done_callback(lambda done: self._served(partition, done))
 
-    def _taken_over(self, partition: TopicPartition, task: asyncio.Task[None]) -> None:
-        if self._taking_over.get(partition) is task:
-            del self._taking_over[partition]
+    def _promote(self, processor: Processor) -> None:
+        processor.promote(succession=processor.input in self._sharing.note.handed_over)
 
-    async def _load(self, processor: Processor, wait_s: float) -> None:
-        # The first assignment comes before `join` has returned the consumer.
-        await self._joined.wait()
-        consumer = self._consumer
-        assert consumer is not None
-        partition = processor.input
-        if self.processors.get(partition) is not processor:
-            return
-        consumer.pause(partition)
+    def _served(self, partition: TopicPartition, task: asyncio.Task[None]) -> None:
+        if self._serving.get(partition) is task:
+            del self._serving[partition]
+
+    async def _serve(self, processor: Processor, wait_s: float) -> None:
         if wait_s:
             await asyncio.sleep(wait_s)
         try:
-            await processor.load()
+            await processor.follow(self._read)
         except (LogError, SagalogError) as error:
-            if self.processors.get(partition) is processor:
+            if self.processors.get(processor.input) is processor:
                 self._start_over(processor, error)
-            return
-        if self.processors.get(partition) is processor:
-            self._resume(processor)
 
-    def _resume(self, processor: Processor) -> None:
-        if processor.phase is Phase.LOADING:
-            return
-        assert self._consumer is not None
-        self._feed_from[processor.input] = self._polls + 1
-        self._consumer.seek(processor.input, processor.position)
-        self._consumer.resume(processor.input)
+    def _drop(self, processor: Processor) -> None:
+        """Is done with a processor; one whose partition another member has claimed hands over first."""
+        partition = processor.input
+        task = self._serving.pop(partition, None)
+        if task is not None:
+            task.cancel()
+        self._lingering.pop(partition, None)
+        if self.processors.get(partition) is processor:
+            del self.processors[partition]
+        self._spawn(_retire(processor))
+        if self._reader is not None and processor.reads:
+            self._read()
+
+    def _replace(self, processor: Processor, wait_s: float = 0.0) -> None:
+        """By one of the role that the group wants now, if any."""
+        self._drop(processor)
+        if processor.input in self._roles:
+            self._begin(processor.input, wait_s)
 
     def _start_over(self, processor: Processor, error: BaseException | None = None) -> None:
-        """Throws a failed processor's state away and takes its partition over anew.
+        """Throws a failed processor's state away, and begins anew with what is this member's to own or to stand by for.
 
         Raises ProducerBroken: the producer is shared, and a broken one never sends again, so the whole session starts over.
         """
@@ -278,17 +334,37 @@ class Session:
         if isinstance(cause, ProducerBroken):
             raise cause
         partition = processor.input
+        role = self._roles.get(partition)
+        if role is None or (isinstance(cause, OwnershipLost) and role is Role.STANDBY):
+            logger.info("%s/%d: %s: %s", *partition, "stands by" if role else "given up", cause)
+            self._replace(processor)
+            return
         # One that fails again soon after it went live must not spin.
         failures = 0 if processor.live_ms >= LIVE_MS_TO_FORGIVE else self._failures.get(partition, 0) + 1
         self._failures[partition] = failures
         wait_s = _backoff_s(TAKEOVER_BACKOFF_MS, failures, self._engine.rng)
-        logger.warning("%s/%d: taken over anew in %.1f s: %s", *partition, wait_s, cause)
-        self._spawn(processor.close())
-        if partition in self._taking_over:
-            del self._taking_over[partition]
-        if self._consumer is not None:
-            self._consumer.pause(partition)
-        self._take_over(partition, wait_s)
+        logger.warning("%s/%d: %s anew in %.1f s: %s", *partition, _ANEW[role], wait_s, cause)
+        self._replace(processor, wait_s)
+
+    async def _leave(self, stop: asyncio.Event) -> None:
+        """Once it is to stop: leaves the group, and goes on with what it owns until others have claimed it."""
+        await stop.wait()
+        owned = [p for p in self.processors.values() if p.phase is Phase.LIVE and p.failure is None]
+        assert self._member is not None
+        if self._sharing.note.members > 1 and owned:
+            await asyncio.gather(*(processor.leave() for processor in owned))
+            if self._membership is not None:
+                self._membership.cancel()
+            await self._member.close()
+            self._roles = {}
+            try:
+                async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                    await asyncio.gather(*(processor.stopped.wait() for processor in owned))
+            except TimeoutError:
+                left = ", ".join(f"{p.input.topic}/{p.input.partition}" for p in owned if p.phase is Phase.LIVE)
+                logger.warning(
+                    "nobody has claimed %s within %g s; whoever does later takes over", left, LEAVE_TIMEOUT_S
+                )
 
     def _make(self, partition: TopicPartition) -> Processor:
         assert self._producer is not None
@@ -343,7 +419,7 @@ class Session:
     async def _last_snapshots(self) -> None:
         """Before a clean stop, so that the next owner has nothing to fold again."""
         live = [p for p in self.processors.values() if p.phase is Phase.LIVE and p.failure is None]
-        await asyncio.gather(*(processor.snapshot() for processor in live))
+        await asyncio.gather(*(processor.stop() for processor in live))
 
     def _gauges(self) -> None:
         assert self._producer is not None
@@ -370,7 +446,7 @@ class Session:
         reader = await self._log.read(
             {TopicPartition(topic, number): None for number in range(partitions)}, committed=True, client_id="circuits"
         )
-        await self._follow(reader, self._on_circuit)
+        await self._read_on(reader, self._on_circuit)
 
     def _on_circuit(self, message: Message) -> None:
         key = (message.key or b"").decode(errors="replace")
@@ -387,7 +463,7 @@ class Session:
             return
         self._circuits[key] = view
         self._metrics.circuit.labels(key).set(_CIRCUIT_GAUGE[view.status])
-        for processor in [*self.processors.values(), *self._suspended.values()]:
+        for processor in self.processors.values():
             if isinstance(processor.machine, WorkflowMachine):
                 processor.machine.circuit(key, view)
 
@@ -397,16 +473,16 @@ class Session:
         reader = await self._log.read(dict.fromkeys(numbers, 0), committed=False, client_id="heartbeats")
         for partition, offset in (await reader.end_offsets(numbers)).items():
             reader.seek(partition, offset)
-        await self._follow(reader, self._on_heartbeat)
+        await self._read_on(reader, self._on_heartbeat)
 
     def _on_heartbeat(self, message: Message) -> None:
         processor = self.processors.get(TopicPartition(self._topics.events, message.partition))
-        if processor is not None and isinstance(processor.machine, WorkflowMachine):
+        if processor is not None and processor.reads and isinstance(processor.machine, WorkflowMachine):
             beat = parse_heartbeat(message.value)
             beating = (message.key or b"").decode(errors="replace")
             processor.machine.heard(beating, beat.workflow_id, beat.step, beat.attempt, beat.direction)
 
-    async def _follow(self, reader: Consumer, handle: Callable[[Message], None]) -> None:
+    async def _read_on(self, reader: Consumer, handle: Callable[[Message], None]) -> None:
         try:
             while True:
                 for messages in (await reader.poll(1_000, POLL_RECORDS_MAX)).values():
@@ -455,12 +531,17 @@ class Session:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*list(self._tasks), return_exceptions=True)
-        owned: Sequence[Processor] = [*self.processors.values(), *self._suspended.values()]
-        if self._consumer is not None:
-            await self._consumer.close()
-        await asyncio.gather(*(processor.close() for processor in owned), return_exceptions=True)
+        for consumer in (self._member, self._reader):
+            if consumer is not None:
+                await consumer.close()
+        await asyncio.gather(*(processor.close() for processor in self.processors.values()), return_exceptions=True)
         if self._producer is not None:
             await self._producer.close()
+
+
+async def _retire(processor: Processor) -> None:
+    await processor.hand_over()
+    await processor.close()
 
 
 def _backoff_s(limits_ms: tuple[int, int], failures: int, rng: Rng) -> float:

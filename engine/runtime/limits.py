@@ -28,6 +28,17 @@ LIVE_MS_TO_FORGIVE: Final = 30_000
 """How long a partition must have been live for its failures before to count no more."""
 SESSION_BACKOFF_MS: Final = (200, 5_000)
 """First and longest wait before an engine that lost its broker starts over."""
+LOAD_POLL_MS: Final = 1_000
+"""How long a read of checkpoints waits for what must be there."""
+FOLLOW_POLL_MS: Final = 1_000
+"""How long a standby's read waits for new checkpoints; a promotion does not wait for it."""
+SUCCESSION_TIMEOUT_S: Final = 2.0
+"""How long a new owner waits for the last marker of one that hands over, before it sends again what that one may have sent."""
+MEMBER_POLL_MS: Final = 10_000
+LINGER_MS: Final = 120_000
+"""How long an owner whose partition was given to another member goes on until that one claims it."""
+LEAVE_TIMEOUT_S: Final = 5.0
+"""How long an engine that stops waits for others to take its partitions over."""
 CLAIMS_MAX: Final = 20
 """Claims of one take-over that others may win before it starts over."""
 ACK_TIMEOUT_S: Final = 40.0

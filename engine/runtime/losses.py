@@ -27,12 +27,13 @@ class Watched:
 
 
 class Losses:
-    """Deadlines by command id, in slots of a second. Times are of the monotonic clock."""
+    """Deadlines by command id, in slots of a second. Times are of the monotonic clock, once `begin` has said what it shows."""
 
     def __init__(self) -> None:
         self._watched: dict[str, tuple[Watched, int]] = {}
         self._slots: dict[int, dict[str, None]] = {}
         self._oldest: int | None = None
+        self._begun_ms = 0
 
     def __len__(self) -> int:
         return len(self._watched)
@@ -41,9 +42,13 @@ class Losses:
         entry = self._watched.get(command_id)
         return entry[0] if entry is not None else None
 
+    def begin(self, now_ms: int) -> None:
+        """Patience counts from now on: what was watched until 5,000 before is watched for 5 seconds more."""
+        self._begun_ms = now_ms
+
     def watch(self, command_id: str, watched: Watched, until_ms: int) -> None:
         """Sets or moves the time by which an answer must be there."""
-        slot = until_ms // LOSS_TICK_MS + 1
+        slot = (until_ms - self._begun_ms) // LOSS_TICK_MS + 1
         before = self._watched.get(command_id)
         if before is not None:
             if before[1] == slot:
@@ -61,7 +66,7 @@ class Losses:
 
     def pop_lost(self, now_ms: int) -> list[tuple[str, Watched]]:
         """Takes out what is overdue."""
-        now = now_ms // LOSS_TICK_MS
+        now = (now_ms - self._begun_ms) // LOSS_TICK_MS
         if self._oldest is None or self._oldest > now:
             return []
         lost: list[tuple[str, Watched]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,19 +43,31 @@ class Machine(Protocol):
     def epoch(self) -> int: ...
 
     def load(self, message: Message) -> None:
-        """One record of the checkpoints topic, in the order of the log."""
+        """One record of the checkpoints topic, in the order of the log. Possibly for days, before it is `loaded`."""
 
     def loaded(self, now_ms: int) -> MarkerRecord | None:
-        """All checkpoints are there. Raises CheckpointsDamaged when they are not what the marker says."""
+        """All checkpoints are there; patience with what is out counts from now on.
+
+        Raises CheckpointsDamaged when they are not what the marker says.
+        """
 
     def fold(self, messages: Sequence[Message], ownership: Ownership) -> None:
         """Folds records. While not live, effects gather in the outbox; once live, they go out at once."""
 
-    def go_live(self, now_ms: int) -> None:
-        """Sends what the outbox holds."""
+    def go_live(self, now_ms: int, *, succession: bool = False) -> None:
+        """The record that is being folded is this owner's claim: sends what the outbox holds.
+
+        In a `succession` what was caused before the claim is the business of the owner before, until `succeed` is called.
+        """
+
+    def succeed(self, held: Set[str] | None) -> None:
+        """The owner before has sent what was caused before the claim, but for the commands of the workflows `held`.
+
+        None: it has not said so, and all of it is sent (again).
+        """
 
     def stop(self) -> None:
-        """The partition is another's: not one more record is folded, nothing more is sent."""
+        """The partition is another's from this record on: what those before it caused is sent, and then nothing more."""
 
     def tick(self, now_ms: int, monotonic_ms: int) -> None:
         """Timers, losses, what the gate releases; only while live."""
@@ -66,7 +78,11 @@ class Machine(Protocol):
     def flush(self, now_ms: int) -> None:
         """Sends what is aggregated (outcomes), so that a cut covers it."""
 
-    def cut(self) -> Cut | None:
-        """The changes since the last cut; None when there are none. Encoded at once, so that folding can go on."""
+    def cut(self, *, leaving: bool = False, always: bool = False) -> Cut | None:
+        """The changes since the last cut; None when there are none, unless one is wanted `always`. Encoded at once, so that folding
+        can go on.
+
+        With `leaving` the marker says that this owner is about to hand over.
+        """
 
     def stats(self) -> Mapping[str, float]: ...

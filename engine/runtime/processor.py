@@ -1,10 +1,15 @@
-"""One owned partition, from take-over to release. The only writer of its workflows.
+"""One partition, from standby to release. Its owner is the only writer of its workflows.
 
-Phases: LOADING (fence, then read the checkpoints to their end) -> CATCHING_UP (fold from the marker on; effects gather in the
-outbox) -> LIVE (from the offset of its own `owned` event on) -> STOPPED.
+Phases: LOADING (reads the checkpoints) -> STANDBY (has read them to their end, and reads on as they are written) -> CATCHING_UP
+(has claimed the partition; folds from the newest marker on; effects gather in the outbox) -> LIVE (has read its own `owned`
+event) -> STOPPED. Only who is promoted goes further than STANDBY.
 
 Rules:
 - The position comes from the marker, never from the group's offsets: a zombie may still commit those.
+- The owner before is fenced when the new one is live, before its first snapshot. What that one still writes meanwhile does no
+  harm: it is the same fold of the same log, and all that it changes has changed here since the marker, and so is written anew.
+- Of an owner that is alive and hands over, the new one awaits the last marker before it sends again what was caused before its
+  claim. What comes after the claim goes out at once.
 - A snapshot is cut at an offset and committed only after everything caused up to it is durable.
 - Whatever goes wrong, the producer *and* the state are thrown away, and the partition is taken over anew from the log.
 """
@@ -13,13 +18,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from enum import StrEnum
 
 from sagalog.infra.clock import Clock
+from sagalog.schemas.codec import decode_object
 from sagalog.schemas.errors import SagalogError
 from sagalog.schemas.events import Owned
-from sagalog.schemas.records import OWNER_KEY, MarkerRecord
+from sagalog.schemas.records import MARKER_KEY, OWNER_KEY
 from sagalog.topics.log import (
     Consumer,
     Fenced,
@@ -30,19 +36,29 @@ from sagalog.topics.log import (
     Producer,
     TopicPartition,
     TransactionalProducer,
+    header,
 )
 
 from . import outputs
 from .digest import CheckpointsDamaged
-from .limits import ACK_TIMEOUT_S, CLAIMS_MAX, POLL_RECORDS_MAX
+from .limits import (
+    ACK_TIMEOUT_S,
+    CLAIMS_MAX,
+    FOLLOW_POLL_MS,
+    LOAD_POLL_MS,
+    POLL_RECORDS_MAX,
+    SUCCESSION_TIMEOUT_S,
+)
 from .machine import Append, Cut, Machine
 from .metrics import EngineMetrics
+from .workflows import WITHHELD
 
 logger = logging.getLogger(__name__)
 
 
 class Phase(StrEnum):
     LOADING = "loading"
+    STANDBY = "standby"
     CATCHING_UP = "catching_up"
     LIVE = "live"
     STOPPED = "stopped"
@@ -53,7 +69,7 @@ class OwnershipLost(SagalogError):
 
 
 class Processor:
-    """Runs one machine. `position` and `feed` belong to the engine's loop; snapshots run beside it."""
+    """Runs one machine. `position` and `feed` belong to the engine's loop; `follow` and the snapshots run beside it."""
 
     def __init__(
         self,
@@ -76,15 +92,25 @@ class Processor:
         self._member = member
         self._clock = clock
         self._metrics = metrics
-        self._marker: MarkerRecord | None = None
         self._claim = 0
         self._claims = 0
+        self._owned_at = -1
+        """The offset of the claim that won; -1 before."""
+        self._promoted = asyncio.Event()
+        self._succession = False
+        """The owner before is alive, and hands over."""
+        self._leaving = False
+        self._torn = False
+        """A snapshot has failed: what was cut for it is in none, so another must not follow."""
+        self._held: set[str] = set()
+        """Workflows whose commands waited at the gate of the owner before, by what it has written since its marker."""
         self._unacked: set[asyncio.Future[None]] = set()
         self._failure: BaseException | None = None
         self._started_ms = clock.monotonic_ms()
         self._snapshotting = asyncio.Lock()
         self._live_since_ms: int | None = None
         self.live = asyncio.Event()
+        self.stopped = asyncio.Event()
 
     @property
     def input(self) -> TopicPartition:
@@ -105,18 +131,110 @@ class Processor:
         """Why this processor cannot go on; the engine then takes the partition over anew."""
         return self._failure
 
-    # --- take-over
+    # --- standing by, and taking over
 
-    async def load(self) -> None:
-        """Fences the owner before, reads the checkpoints, and claims the partition. Raises LogError, CheckpointsDamaged."""
+    async def follow(self, reading: Callable[[], None]) -> None:
+        """Reads the checkpoints; once promoted, claims the partition, and ends when it is live and the owner before is fenced.
+
+        `reading` is called when events are to be fed from `position` on. Raises LogError, CheckpointsDamaged, OwnershipLost.
+        """
         self._set_time()
-        self._transactions = await self._log.transactional(self._transactional_id)
-        await self._read_checkpoints()
-        marker = self._marker
-        checkpoints = "no" if marker is None else marker["workflows"]
-        logger.info("%s/%d: %s checkpoints loaded, position %d", *self.input, checkpoints, self.position)
-        self._claim_next()
-        self.phase = Phase.CATCHING_UP
+        partition = self.machine.checkpoints
+        reader = await self._log.read({partition: None}, committed=True, client_id=f"{self._transactional_id}-loader")
+        try:
+            await self._load_to_end(reader)
+            self.phase = Phase.STANDBY
+            while not self._promoted.is_set():
+                await self._load_more(reader)
+            await self._load_to_end(reader)
+            self._set_time()
+            marker = self.machine.loaded(self._clock.now_ms())
+            await self._require_log(reader)
+            checkpoints = "no" if marker is None else marker["workflows"]
+            logger.info("%s/%d: %s checkpoints loaded, position %d", *self.input, checkpoints, self.position)
+            self._succession = self._succession or (marker is not None and marker.get("leaving", False))
+            self._claim_next()
+            self.phase = Phase.CATCHING_UP
+            reading()
+            await self.live.wait()
+            if self._succession:
+                held = await self._last_word(reader)
+                self._guarded(lambda: self.machine.succeed(held))
+        finally:
+            await reader.close()
+        if self._failure is None:
+            self._transactions = await self._log.transactional(self._transactional_id)
+
+    def promote(self, *, succession: bool) -> None:
+        """This member is to own the partition; with `succession` its owner is alive and hands over."""
+        if not self._promoted.is_set():
+            self._started_ms = self._clock.monotonic_ms()
+            self._succession = succession
+            self._promoted.set()
+
+    @property
+    def reads(self) -> bool:
+        """Whether events are to be fed to it."""
+        return self.phase in (Phase.CATCHING_UP, Phase.LIVE)
+
+    @property
+    def promoted(self) -> bool:
+        return self._promoted.is_set()
+
+    async def _load_to_end(self, reader: Consumer) -> None:
+        """All transactions that have ended. One that is open is read when it ends, or is none of ours."""
+        partition = self.machine.checkpoints
+        end = (await reader.end_offsets([partition]))[partition]
+        while await reader.position(partition) < end:
+            self._load((await reader.poll(LOAD_POLL_MS, POLL_RECORDS_MAX)).values())
+
+    async def _load_more(self, reader: Consumer) -> None:
+        """What comes until somebody promotes this processor."""
+        loop = asyncio.get_running_loop()
+        poll = loop.create_task(reader.poll(FOLLOW_POLL_MS, POLL_RECORDS_MAX))
+        promoted = loop.create_task(self._promoted.wait())
+        try:
+            await asyncio.wait([poll, promoted], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            promoted.cancel()
+            if not poll.done():
+                # A poll that is cancelled has taken nothing: it returns records in the step in which it takes them.
+                poll.cancel()
+            await asyncio.wait([poll, promoted])
+        if not poll.cancelled():
+            self._load(poll.result().values())
+
+    def _load(self, batches: Iterable[Sequence[Message]]) -> None:
+        for messages in batches:
+            for message in messages:
+                self.machine.load(message)
+
+    async def _last_word(self, reader: Consumer) -> Set[str] | None:
+        """The workflows whose commands the owner before has not sent, once it says that all else before the claim is.
+
+        None when it does not say so in time.
+        """
+        try:
+            async with asyncio.timeout(SUCCESSION_TIMEOUT_S):
+                while True:
+                    for messages in (await reader.poll(FOLLOW_POLL_MS, POLL_RECORDS_MAX)).values():
+                        if any(self._is_last_marker(message) for message in messages):
+                            return self._held
+        except TimeoutError:
+            logger.warning("%s/%d: the owner before says nothing; what it may have sent is sent again", *self.input)
+            return None
+
+    def _is_last_marker(self, message: Message) -> bool:
+        if message.value is None:
+            return False
+        if message.key == MARKER_KEY.encode():
+            return int(decode_object(message.value)["at_offset"]) >= self._owned_at - 1
+        key = (message.key or b"").decode(errors="replace")
+        if header(message.headers, WITHHELD) is not None:
+            self._held.add(key)
+        else:
+            self._held.discard(key)
+        return False
 
     async def _require_log(self, reader: Consumer) -> None:
         """The log must reach back to where folding has to go on."""
@@ -127,21 +245,6 @@ class Processor:
                 f"{self.position - 1}: retention deleted events that were never folded; restore them, and keep events "
                 "longer (retention.ms)"
             )
-
-    async def _read_checkpoints(self) -> None:
-        partition = self.machine.checkpoints
-        reader = await self._log.read({partition: None}, committed=True, client_id=f"{self._transactional_id}-loader")
-        try:
-            # Fenced, nothing moves any more: the end that is there now is the end.
-            end = (await reader.end_offsets([partition]))[partition]
-            while await reader.position(partition) < end:
-                for messages in (await reader.poll(1_000, POLL_RECORDS_MAX)).values():
-                    for message in messages:
-                        self.machine.load(message)
-            self._marker = self.machine.loaded(self._clock.now_ms())
-            await self._require_log(reader)
-        finally:
-            await reader.close()
 
     def _claim_next(self) -> None:
         if self._claims >= CLAIMS_MAX:
@@ -158,16 +261,20 @@ class Processor:
 
     def owner_changed(self, epoch: int, member: str) -> None:
         if member == self._member and epoch == self._claim:
-            self.phase = Phase.LIVE
-            self.machine.go_live(self._clock.now_ms())
-            self._live_since_ms = self._clock.monotonic_ms()
-            self.live.set()
-            took_ms = self._clock.monotonic_ms() - self._started_ms
-            self._metrics.takeover_seconds.observe(took_ms / 1000)
-            logger.info("%s/%d: live, epoch %d, after %d ms", *self.input, epoch, took_ms)
+            self._owned_at = self.machine.offset
+            self._go_live()
         elif self.phase is Phase.LIVE:
             self.machine.stop()
             self._fail(OwnershipLost(f"{self.input.topic}/{self.input.partition}: {member} owns it now, epoch {epoch}"))
+
+    def _go_live(self) -> None:
+        self.phase = Phase.LIVE
+        self.machine.go_live(self._clock.now_ms(), succession=self._succession)
+        self._live_since_ms = self._clock.monotonic_ms()
+        self.live.set()
+        took_ms = self._clock.monotonic_ms() - self._started_ms
+        self._metrics.takeover_seconds.observe(took_ms / 1000)
+        logger.info("%s/%d: live, epoch %d, after %d ms", *self.input, self._claim, took_ms)
 
     def claim_lost(self, epoch: int, member: str) -> None:
         if member == self._member and epoch == self._claim and self.phase is Phase.CATCHING_UP:
@@ -177,18 +284,19 @@ class Processor:
 
     def feed(self, messages: Sequence[Message]) -> None:
         """Folds records; whatever they cause is queued for sending. Never blocks, never raises."""
-        if self._failure is None:
-            self._set_time()
-            self._guarded(lambda: self.machine.fold(messages, self))
+        self._set_time()
+        self._guarded(lambda: self.machine.fold(messages, self))
 
     def tick(self, now_ms: int, monotonic_ms: int) -> None:
-        if self.phase is Phase.LIVE and self._failure is None:
+        if self.phase is Phase.LIVE:
             self._guarded(lambda: self.machine.tick(now_ms, monotonic_ms))
 
     def _set_time(self) -> None:
         self.machine.tick(self._clock.now_ms(), self._clock.monotonic_ms())
 
     def _guarded(self, work: Callable[[], None]) -> None:
+        if self._failure is not None:
+            return
         try:
             work()
         except Exception as error:
@@ -218,26 +326,56 @@ class Processor:
     async def snapshot(self) -> bool:
         """One transaction: the checkpoints changed since the last, the marker, the group's offset. True when one was made."""
         async with self._snapshotting:
-            if self.phase is not Phase.LIVE or self._failure is not None:
+            if self.phase is not Phase.LIVE or self._failure is not None or self._transactions is None:
                 return False
-            self.machine.flush(self._clock.now_ms())
-            cut = self.machine.cut()
-            if cut is None:
-                return False
-            started_ms = self._clock.monotonic_ms()
-            try:
-                await self._commit(cut)
-            except (LogError, TimeoutError) as error:
-                self._metrics.snapshots.labels("fenced" if isinstance(error, Fenced) else "failed").inc()
-                self._fail(error)
-                return False
-            except asyncio.CancelledError:
-                self._fail(OwnershipLost("cancelled in a snapshot"))
-                raise
-            self._metrics.snapshots.labels("committed").inc()
-            self._metrics.snapshot_records.inc(len(cut.records))
-            self._metrics.snapshot_seconds.observe((self._clock.monotonic_ms() - started_ms) / 1000)
-            return True
+            return await self._snapshot()
+
+    async def leave(self) -> None:
+        """From now on every marker says that this owner is about to hand over."""
+        self._leaving = True
+        await self._last_snapshot()
+
+    async def stop(self) -> None:
+        """A last snapshot, of which no successor need await more."""
+        self._leaving = False
+        await self._last_snapshot()
+
+    async def _last_snapshot(self) -> None:
+        async with self._snapshotting:
+            if self.phase is Phase.LIVE and self._failure is None and self._transactions is not None:
+                await self._snapshot(always=True)
+
+    async def hand_over(self) -> None:
+        """Another member has claimed the partition: a last snapshot tells it that all up to its claim is sent."""
+        async with self._snapshotting:
+            whole = self.phase is Phase.LIVE and self._transactions is not None and not self._torn
+            if whole and isinstance(self._failure, OwnershipLost):
+                self._failure = None
+                self._leaving = False
+                if not await self._snapshot(always=True):
+                    logger.info("%s/%d: not handed over: %s", *self.input, self._failure)
+
+    async def _snapshot(self, *, always: bool = False) -> bool:
+        self.machine.flush(self._clock.now_ms())
+        cut = self.machine.cut(leaving=self._leaving, always=always)
+        if cut is None:
+            return False
+        started_ms = self._clock.monotonic_ms()
+        self._torn = True
+        try:
+            await self._commit(cut)
+        except (LogError, TimeoutError) as error:
+            self._metrics.snapshots.labels("fenced" if isinstance(error, Fenced) else "failed").inc()
+            self._fail(error)
+            return False
+        except asyncio.CancelledError:
+            self._fail(LogError("cancelled in a snapshot"))
+            raise
+        self._torn = False
+        self._metrics.snapshots.labels("committed").inc()
+        self._metrics.snapshot_records.inc(len(cut.records))
+        self._metrics.snapshot_seconds.observe((self._clock.monotonic_ms() - started_ms) / 1000)
+        return True
 
     async def _commit(self, cut: Cut) -> None:
         covered = list(self._unacked)
@@ -263,6 +401,7 @@ class Processor:
             if self._transactions is not None:
                 await self._transactions.close()
                 self._transactions = None
+        self.stopped.set()
 
     def stats(self) -> Mapping[str, float]:
         return self.machine.stats()

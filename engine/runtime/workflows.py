@@ -6,7 +6,8 @@ log (a timer is due, an attempt is lost, a circuit is open) into events that it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sagalog.engine.kernel.children import by_child
@@ -68,7 +69,8 @@ _STOPPING: Final = (WorkflowStatus.COMPENSATING, WorkflowStatus.REWINDING)
 _DUE: Final = "sagalog_due"
 _WATCH: Final = "sagalog_watch"
 _WAITING: Final = "sagalog_waiting"
-_WITHHELD: Final = "sagalog_withheld"
+WITHHELD: Final = "sagalog_withheld"
+"""Commands of the workflow wait at the owner's gate."""
 
 
 _DISPATCH: Final = {
@@ -76,6 +78,16 @@ _DISPATCH: Final = {
     Direction.COMPENSATE: undo_dispatch,
     Direction.RECONCILE: question_dispatch,
 }
+
+
+@dataclass(slots=True)
+class _Unsaid:
+    """What gathered before an owner's claim, and the owner before may have sent. It is to say so."""
+
+    commands: dict[str, Dispatch] = field(default_factory=dict)
+    emits: dict[str, Emit] = field(default_factory=dict)
+    backlog: list[tuple[str, Out]] = field(default_factory=list)
+    to_stop: list[tuple[str, str, str, int | None]] = field(default_factory=list)
 
 
 class WorkflowMachine:
@@ -119,6 +131,7 @@ class WorkflowMachine:
         this owner was live, since its marker and not answered since."""
         self._to_stop: list[tuple[str, str, str, int | None]] = []
         """(workflow, origin, reason, run) of records that could not be read or folded, until their event is appended."""
+        self._unsaid = _Unsaid()
         self._dirty: dict[str, None] = {}
         self._resting: dict[str, bytes] = {}
         """Checkpoints of the cut before: whose workflow is not touched until the next cut goes back to bytes."""
@@ -190,6 +203,7 @@ class WorkflowMachine:
             )
         self._fold.offset = self._cut_offset = marker["at_offset"]
         self._fold.epoch, self._fold.member = marker["epoch"], marker["member"]
+        self._losses.begin(self._monotonic_ms)
         for workflow_id in sorted(self._loading_withheld):
             self._hold_again(workflow_id)
         self._loading_definitions.clear()
@@ -205,7 +219,7 @@ class WorkflowMachine:
                 watch = found
             elif name == _WAITING:
                 waiting = found
-            elif name == _WITHHELD:
+            elif name == WITHHELD:
                 withheld = found
         if workflow_id.startswith(SCHEDULE_KEY):
             self._fold.load_schedule(workflow_id, value)
@@ -213,8 +227,8 @@ class WorkflowMachine:
             self._fold.load_checkpoint(workflow_id, value, waiting=waiting is not None)
         self._timers.set(workflow_id, int(due) if due is not None else NEVER)
         if watch is not None:
-            # From the take-over on: how long the attempts were out already is not known.
-            self._losses.watch("@" + workflow_id, Watched(workflow_id), self._monotonic_ms + int(watch))
+            # From `loaded` on: how long the attempts were out already is not known.
+            self._losses.watch("@" + workflow_id, Watched(workflow_id), int(watch))
         else:
             self._losses.answered("@" + workflow_id)
         if withheld is not None:
@@ -227,6 +241,7 @@ class WorkflowMachine:
         self._digest.put(workflow_id, value)
 
     def _forget(self, workflow_id: str) -> None:
+        self._fold.hot.pop(workflow_id, None)
         self._fold.cold.pop(workflow_id, None)
         self._fold.schedules.pop(workflow_id, None)
         self._fold.waiting.discard(workflow_id)
@@ -286,9 +301,10 @@ class WorkflowMachine:
                 case Answered(command_id=answered):
                     self._losses.answered(answered)
                     self.gate.answered(answered)
-                    if not self._live:
-                        self._outbox.pop(answered, None)
-                        self._emits.pop(answered, None)
+                    self._outbox.pop(answered, None)
+                    self._emits.pop(answered, None)
+                    self._unsaid.commands.pop(answered, None)
+                    self._unsaid.emits.pop(answered, None)
                 case Called():
                     self._outcomes.note(effect, message.offset, self._policy(effect))
                     self._metrics.called(effect)
@@ -332,7 +348,7 @@ class WorkflowMachine:
 
     def _prioritize(self, effect: Prioritized) -> None:
         self.gate.prioritize(effect.workflow_id, effect.priority)
-        for waiting in self._outbox.values():
+        for waiting in (*self._outbox.values(), *self._unsaid.commands.values()):
             if waiting.command.workflow_id == effect.workflow_id:
                 waiting.command.priority = effect.priority
 
@@ -384,9 +400,11 @@ class WorkflowMachine:
             self._lose(command.command_id, self._watched(effect), message, FailureKind.INVALID_INPUT)
             return
         self._commands.setdefault(command.agent, []).append(record)
-        self._losses.watch(
-            command.command_id, self._watched(effect), self._monotonic_ms + effect.patience_ms + LOSS_GRACE_MS
-        )
+        self._watch(effect)
+
+    def _watch(self, effect: Dispatch) -> None:
+        until_ms = self._monotonic_ms + effect.patience_ms + LOSS_GRACE_MS
+        self._losses.watch(effect.command.command_id, self._watched(effect), until_ms)
 
     def _run(self, workflow_id: str) -> int | None:
         """The run that is on, as events name it. Nothing of an earlier one is out or withheld: it ended with its last answer."""
@@ -451,21 +469,38 @@ class WorkflowMachine:
         for partition, found in by_partition.items():
             self._append(self._topics.events, partition, found)
 
-    def go_live(self, now_ms: int) -> None:
+    def go_live(self, now_ms: int, *, succession: bool = False) -> None:
         self._live = True
         self._now_ms = now_ms
-        outbox, self._outbox = self._outbox, {}
-        for effect in outbox.values():
-            effect.maybe_sent = True
-            self._dispatch(effect)
+        self._unsaid = _Unsaid(self._outbox, self._emits, self._backlog, self._to_stop)
+        self._outbox, self._emits, self._backlog, self._to_stop = {}, {}, [], []
+        if not succession:
+            self.succeed(None)
+
+    def succeed(self, held: Set[str] | None) -> None:
+        unsaid, self._unsaid = self._unsaid, _Unsaid()
+        for effect in unsaid.commands.values():
+            if held is None or effect.command.workflow_id in held:
+                effect.maybe_sent = True
+                self._dispatch(effect)
+            else:
+                self._watch(effect)
         for workflow_id in self.gate.held_workflows():
             state = self._fold.get(workflow_id)
             if state is not None and state.status in _STOPPING:
                 self._refuse_held(workflow_id)
+        if held is None:
+            self._emits = {**unsaid.emits, **self._emits}
+            self._backlog = unsaid.backlog + self._backlog
+            self._to_stop = unsaid.to_stop + self._to_stop
         self._send_commands()
         self._send_backlog()
 
     def stop(self) -> None:
+        self._settle_touched()
+        if self._live:
+            self._send_commands()
+            self._send_backlog()
         self._live, self._stopped = False, True
 
     # --- what is seen outside the log
@@ -640,11 +675,11 @@ class WorkflowMachine:
 
     # --- snapshots
 
-    def cut(self) -> Cut | None:
+    def cut(self, *, leaving: bool = False, always: bool = False) -> Cut | None:
         self._dirty.update(dict.fromkeys(self.gate.changed))
         self.gate.changed.clear()
         offset = self._fold.offset
-        if not self._dirty and not self._new_definitions and offset == self._cut_offset:
+        if not self._dirty and not self._new_definitions and offset == self._cut_offset and not always:
             return None
         found: list[Out] = []
         for hash_, encoded in self._new_definitions.items():
@@ -669,6 +704,8 @@ class WorkflowMachine:
             "workflows": len(self._digest),
             "digest": self._digest.hex(),
         }
+        if leaving:
+            marker["leaving"] = True
         found.append(
             Out(MARKER_KEY.encode(), encode(marker), outputs.headers(records.TYPE_MARKER, f"{MARKER_KEY}@{offset}"))
         )
@@ -697,7 +734,7 @@ class WorkflowMachine:
                 if held.command.definition != state.definition:
                     entry["definition"] = held.command.definition
             document["withheld"] = withheld
-            extra.append((_WITHHELD, b"1"))
+            extra.append((WITHHELD, b"1"))
             raw = encode(document)
         else:
             resting[workflow_id] = raw

@@ -18,7 +18,17 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from sagalog.infra.clock import SystemClock
 from sagalog.topics.kafka import KafkaLog
-from sagalog.topics.log import Consumer, Log, Message, Out, Producer, TopicPartition, TransactionalProducer
+from sagalog.topics.log import (
+    Consumer,
+    Log,
+    Message,
+    Out,
+    Producer,
+    Reader,
+    Sharing,
+    TopicPartition,
+    TransactionalProducer,
+)
 from sagalog.topics.simulated import SimulatedKafka
 
 PATIENCE_S = 8.0
@@ -184,7 +194,7 @@ class Bench:
         self._open.append(producer)
         return producer
 
-    async def reader(self, *partitions: TopicPartition, committed: bool = False, offset: int | None = None) -> Consumer:
+    async def reader(self, *partitions: TopicPartition, committed: bool = False, offset: int | None = None) -> Reader:
         reader = await self.log.read(dict.fromkeys(partitions, offset), committed=committed)
         self._open.append(reader)
         return reader
@@ -197,10 +207,17 @@ class Bench:
         committed: bool = False,
         during_revoke: Callable[[], object] | None = None,
         during_assign: Callable[[], object] | None = None,
+        sharing: Sharing | None = None,
     ) -> Member:
         member = Member(name, self.trace, during_revoke, during_assign)
         member._consumer = await self.log.join(
-            self.group, topics, member.on_assigned, member.on_revoked, start_at_end=start_at_end, committed=committed
+            self.group,
+            topics,
+            member.on_assigned,
+            member.on_revoked,
+            start_at_end=start_at_end,
+            committed=committed,
+            sharing=sharing,
         )
         self._open.append(member.consumer)
         return member

@@ -7,7 +7,16 @@ import time
 
 import pytest
 
-from sagalog.topics.log import LogError, NotAssigned, Out, ProducerBroken, RecordTooLarge, TopicPartition
+from sagalog.topics.log import (
+    LogError,
+    Message,
+    NotAssigned,
+    Out,
+    ProducerBroken,
+    Reader,
+    RecordTooLarge,
+    TopicPartition,
+)
 
 from .clusters import (
     PATIENCE_S,
@@ -280,6 +289,62 @@ async def test_a_poll_under_way_follows_a_resume(bench: Bench) -> None:
     assert not polling.done()
     reader.resume(partition)
     assert values_of((await polling)[partition]) == [b"0"]
+
+
+async def test_a_reader_is_given_other_partitions(bench: Bench) -> None:
+    topic = (await bench.topic(partitions=3)).topic
+    first, second, third = (TopicPartition(topic, number) for number in range(3))
+    for partition in (first, second, third):
+        await bench.append(partition, b"0", b"1")
+    reader = await bench.reader()
+    assert reader.assignment() == set()
+    assert await reader.poll(50, 10) == {}
+
+    reader.assign({first: 0, second: 1})
+    assert {at: values_of(found) for at, found in (await _polled(reader, 3)).items()} == {
+        first: [b"0", b"1"],
+        second: [b"1"],
+    }
+    reader.assign({second: 0, third: 1})
+    assert reader.assignment() == {second, third}
+    assert {at: values_of(found) for at, found in (await _polled(reader, 3)).items()} == {
+        second: [b"0", b"1"],
+        third: [b"1"],
+    }
+    reader.assign({})
+    await bench.append(second, b"2")
+    assert await reader.poll(300, 10) == {}
+
+
+async def test_what_was_fetched_of_partitions_before_is_not_returned_of_those_after(bench: Bench) -> None:
+    topic = (await bench.topic(partitions=2)).topic
+    first, second = TopicPartition(topic, 0), TopicPartition(topic, 1)
+    await bench.append(first, *[b"%d" % number for number in range(10)])
+    await bench.append(second, b"0")
+    reader = await bench.reader(first)
+    await reader.poll(5_000, 1)
+    reader.assign({first: 7, second: 0})
+    found = await _polled(reader, 4)
+    assert values_of(found[first]) == [b"7", b"8", b"9"] and values_of(found[second]) == [b"0"]
+
+
+async def test_a_poll_under_way_follows_other_partitions(bench: Bench) -> None:
+    partition = await bench.topic()
+    await bench.append(partition, b"0", b"1")
+    reader = await bench.reader()
+    polling = asyncio.create_task(reader.poll(5_000, 10))
+    await asyncio.sleep(0.05)
+    reader.assign({partition: 1})
+    assert values_of((await polling)[partition]) == [b"1"]
+
+
+async def _polled(reader: Reader, count: int) -> dict[TopicPartition, list[Message]]:
+    """So many records, in whatever polls they come."""
+    found: dict[TopicPartition, list[Message]] = {}
+    while sum(map(len, found.values())) < count:
+        for partition, messages in (await reader.poll(5_000, 10)).items():
+            found.setdefault(TopicPartition(*partition), []).extend(messages)
+    return found
 
 
 async def test_a_partition_that_is_not_assigned_cannot_be_steered(bench: Bench) -> None:

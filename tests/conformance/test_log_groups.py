@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 
 import pytest
 
-from sagalog.topics.log import LogError, LogUnavailable, NotAssigned, TopicPartition
+from sagalog.topics.log import Joining, LogError, LogUnavailable, NotAssigned, Share, TopicPartition
 
 from .clusters import Bench, Member, eventually, outs, read_some, values_of
 
@@ -102,6 +103,40 @@ async def test_a_member_gets_only_topics_that_it_asked_for(bench: Bench) -> None
     await _joined(first, second, partitions=wanted)
     assert {found.topic for found in first.consumer.assignment()} == {one.topic}
     assert _all_of(two.topic, 2) <= second.consumer.assignment()
+
+
+class ToTheNewest:
+    """Everything goes to the member that says the greatest number; each is told who got it."""
+
+    name = "to-the-newest"
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.notes: list[bytes] = []
+
+    def says(self) -> bytes:
+        return b"%d" % self.number
+
+    def share(self, members: Mapping[str, Joining], partitions: Sequence[TopicPartition]) -> dict[str, Share]:
+        newest = max(members, key=lambda name: int(members[name].says))
+        note = b"said %s, topics %s" % (members[newest].says, ",".join(members[newest].topics).encode())
+        return {name: Share(partitions if name == newest else [], note) for name in members}
+
+    def told(self, note: bytes) -> None:
+        self.notes.append(note)
+
+
+async def test_a_group_shares_out_as_its_members_say(bench: Bench) -> None:
+    topic = (await bench.topic(partitions=3)).topic
+    sharings = [ToTheNewest(1), ToTheNewest(2)]
+    one = await bench.join(topic, name="a", sharing=sharings[0])
+    assert one.assigned == _all_of(topic, 3)
+    two = await bench.join(topic, name="b", sharing=sharings[1])
+    await eventually(lambda: (one.assigned, two.assigned) == (set(), _all_of(topic, 3)))
+    assert sharings[0].notes == [f"said 1, topics {topic}".encode(), f"said 2, topics {topic}".encode()]
+    assert sharings[1].notes == [f"said 2, topics {topic}".encode()]
+    await two.consumer.close()
+    await eventually(lambda: one.assigned == _all_of(topic, 3))
 
 
 async def test_joining_for_a_topic_that_does_not_exist_fails_after_the_request_timeout(bench: Bench) -> None:

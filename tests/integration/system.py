@@ -126,12 +126,11 @@ def result_record(command: Command, found: Answer) -> Out:
 
 
 def _all_live(engine: Engine) -> bool:
-    session = engine.session
-    return (
-        session is not None
-        and bool(session.processors)
-        and all(processor.phase is Phase.LIVE for processor in session.processors.values())
+    """All that it is to own; beside them it may stand by for others'."""
+    owned = (
+        [processor for processor in engine.session.processors.values() if processor.promoted] if engine.session else []
     )
+    return bool(owned) and all(processor.phase is Phase.LIVE for processor in owned)
 
 
 @contextlib.asynccontextmanager

@@ -42,6 +42,7 @@ from sagalog.engine.runtime.workflows import WorkflowMachine
 from sagalog.schemas import ids
 from sagalog.schemas.events import AttemptRefused, FailureKind, Outcome
 from sagalog.schemas.ids import Direction
+from sagalog.schemas.records import MARKER_KEY
 from sagalog.schemas.statuses import CircuitStatus, StepStatus, UndoStatus
 from sagalog.topics.log import LogError, ProducerBroken
 
@@ -84,28 +85,35 @@ def commit_before_acks(patch: Patch) -> None:
 
 @bug
 def position_from_the_group(patch: Patch) -> None:
-    """After a take-over reading goes on where the group's offset points, not where the marker does."""
+    """After a take-over reading goes on where the group's offset pointed when the standby began, not where the marker does."""
+    original_follow, original = Processor.follow, Processor._require_log
+    began: dict[int, int] = {}
 
-    def resume(self: Any, processor: Any) -> None:
-        if processor.phase is not Phase.LOADING:
-            self._feed_from[processor.input] = self._polls + 1
-            self._consumer.resume(processor.input)
+    async def follow(self: Any, reading: Any) -> None:
+        committed = await self._log.committed(self._group, [self.input])
+        began[id(self)] = committed[self.input][0] - 1 if self.input in committed else -1
+        await original_follow(self, reading)
 
-    patch.set(Session, "_resume", resume)
+    async def require_log(self: Any, reader: Any) -> None:
+        await original(self, reader)
+        self.machine._fold.offset = began[id(self)]
+
+    patch.set(Processor, "follow", follow)
+    patch.set(Processor, "_require_log", require_log)
 
 
 @bug
 def next_offset_taken_for_the_last(patch: Patch) -> None:
     """The group's offset, which is the next to read, is taken for the last that was applied."""
-    original = Processor.load
+    original = Processor._require_log
 
-    async def load(self: Any) -> None:
-        await original(self)
+    async def require_log(self: Any, reader: Any) -> None:
+        await original(self, reader)
         committed = await self._log.committed(self._group, [self.input])
         if self.input in committed:
             self.machine._fold.offset = committed[self.input][0]
 
-    patch.set(Processor, "load", load)
+    patch.set(Processor, "_require_log", require_log)
 
 
 @bug
@@ -123,16 +131,16 @@ def fence_skipped(patch: Patch) -> None:
 @bug
 def live_before_the_claim(patch: Patch) -> None:
     """An owner acts as soon as its claim is sent, without waiting to read it."""
-    original = Processor.load
+    original = Processor.follow
 
-    async def load(self: Any) -> None:
-        await original(self)
-        self.phase = Phase.LIVE
-        self.machine.go_live(self._clock.now_ms())
-        self._live_since_ms = self._clock.monotonic_ms()
-        self.live.set()
+    async def follow(self: Any, reading: Any) -> None:
+        def read() -> None:
+            reading()
+            self._go_live()
 
-    patch.set(Processor, "load", load)
+        await original(self, read)
+
+    patch.set(Processor, "follow", follow)
 
 
 @bug
@@ -154,9 +162,9 @@ def outbox_dropped(patch: Patch) -> None:
     """What was to be sent while an owner caught up is forgotten when it goes live."""
     original = WorkflowMachine.go_live
 
-    def go_live(self: Any, now_ms: int) -> None:
+    def go_live(self: Any, now_ms: int, **more: Any) -> None:
         self._outbox = {}
-        original(self, now_ms)
+        original(self, now_ms, **more)
 
     patch.set(WorkflowMachine, "go_live", go_live)
 
@@ -166,9 +174,9 @@ def results_of_the_catch_up_dropped(patch: Patch) -> None:
     """Results and dead letters of what was folded before an owner was live are not sent."""
     original = WorkflowMachine.go_live
 
-    def go_live(self: Any, now_ms: int) -> None:
+    def go_live(self: Any, now_ms: int, **more: Any) -> None:
         self._backlog.clear()
-        original(self, now_ms)
+        original(self, now_ms, **more)
 
     patch.set(WorkflowMachine, "go_live", go_live)
 
@@ -263,15 +271,104 @@ def ownership_loss_ignored(patch: Patch) -> None:
 
 
 @bug
-def suspended_partition_resumes_anywhere(patch: Patch) -> None:
-    """A partition that comes back in the same rebalance goes on with whatever the client has fetched."""
-    original = Session._feed
+def read_from_anywhere(patch: Patch) -> None:
+    """When other partitions are read than before, a poll that was under way is believed."""
 
     def feed(self: Any, processor: Any, messages: Any) -> None:
         processor.feed(messages)
 
-    del original
     patch.set(Session, "_feed", feed)
+
+
+@bug
+def standby_keeps_what_it_looked_at(patch: Patch) -> None:
+    """A workflow that was decoded while a standby loads stays as it was then, whatever checkpoints follow."""
+
+    def load_checkpoint(self: Any, workflow_id: str, raw: bytes, *, waiting: bool) -> None:
+        self.cold[workflow_id] = raw
+        self.waiting.discard(workflow_id)
+        if waiting:
+            self.waiting.add(workflow_id)
+
+    original = Session._on_heartbeat
+
+    def on_heartbeat(self: Any, message: Any) -> None:
+        with Patch() as inner:
+            inner.set(Processor, "reads", True)
+            original(self, message)
+
+    patch.set(partition.Partition, "load_checkpoint", load_checkpoint)
+    patch.set(Session, "_on_heartbeat", on_heartbeat)
+
+
+@bug
+def standby_forgets_no_definition(patch: Patch) -> None:
+    """A workflow that waited for its definition when a standby began to load waits for it for ever."""
+
+    def load_checkpoint(self: Any, workflow_id: str, raw: bytes, *, waiting: bool) -> None:
+        self.cold[workflow_id] = raw
+        self.hot.pop(workflow_id, None)
+        if waiting:
+            self.waiting.add(workflow_id)
+
+    patch.set(partition.Partition, "load_checkpoint", load_checkpoint)
+
+
+@bug
+def torn_snapshot_is_handed_over(patch: Patch) -> None:
+    """An owner whose snapshot fails as it reads another's claim hands over without what was in that snapshot."""
+    original = Processor.hand_over
+
+    async def hand_over(self: Any) -> None:
+        self._torn = False
+        await original(self)
+
+    patch.set(Processor, "hand_over", hand_over)
+
+
+@bug
+def any_marker_is_the_last(patch: Patch) -> None:
+    """The first marker that comes after a claim is believed to cover everything before the claim."""
+    original = Processor._is_last_marker
+
+    def is_last_marker(self: Any, message: Any) -> bool:
+        return original(self, message) or message.key == MARKER_KEY.encode()
+
+    patch.set(Processor, "_is_last_marker", is_last_marker)
+
+
+@bug
+def handed_over_is_not_watched(patch: Patch) -> None:
+    """What the owner before has sent is waited for without end."""
+    original = WorkflowMachine.succeed
+
+    def succeed(self: Any, held: Any) -> None:
+        if held is not None:
+            with Patch() as inner:
+                inner.set(WorkflowMachine, "_watch", lambda self, effect: None)
+                original(self, held)
+        else:
+            original(self, held)
+
+    patch.set(WorkflowMachine, "succeed", succeed)
+
+
+@bug
+def gate_of_the_owner_before_forgotten(patch: Patch) -> None:
+    """What waited at the gate of an owner that hands over is taken for sent."""
+    original = WorkflowMachine.succeed
+    patch.set(WorkflowMachine, "succeed", lambda self, held: original(self, held and set()))
+
+
+@bug
+def stopped_without_sending(patch: Patch) -> None:
+    """Whoever reads a newer claim sends no more of what stands before it in the batch, and hands over as if it had."""
+
+    def stop(self: Any) -> None:
+        self._settle_touched()
+        self._live, self._stopped = False, True
+
+    patch.set(WorkflowMachine, "stop", stop)
 
 
 # --- the fold
@@ -854,9 +951,9 @@ def events_for_others_dropped_at_a_take_over(patch: Patch) -> None:
     """What an owner folds before it is live it need not tell other workflows: the owner before did."""
     original = WorkflowMachine.go_live
 
-    def go_live(self: Any, now_ms: int) -> None:
+    def go_live(self: Any, now_ms: int, **more: Any) -> None:
         self._emits.clear()
-        original(self, now_ms)
+        original(self, now_ms, **more)
 
     patch.set(WorkflowMachine, "go_live", go_live)
 

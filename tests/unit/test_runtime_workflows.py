@@ -116,13 +116,16 @@ def started(world: World, saga: Definition) -> list[Record]:
     ]
 
 
-def test_whoever_reads_a_newer_claim_in_the_middle_of_a_batch_sends_nothing_of_it() -> None:
+def test_whoever_reads_a_newer_claim_in_the_middle_of_a_batch_sends_what_stands_before_it_and_no_more() -> None:
     world = World()
     world.fold(world.record(Owned(1, "me"), "@owner"))
     batch = [*started(world, definition()), world.record(Owned(2, "other"), "@owner")]
     behind = world.record(WorkflowStarted("saga"), "w2")
 
-    assert world.fold(*batch, behind) == []
+    assert [command["workflow_id"] for _, command in world.fold(*batch, behind)] == ["w1"]
+    cut = world.machine.cut(leaving=True)
+    assert cut is not None and cut.offset == batch[-1].offset
+    assert {record.key for record in cut.records} >= {b"w1", b"@marker"}, "it can hand over all that it has folded"
     assert world.machine.offset == batch[-1].offset, "what stands behind the claim is the other's"
     assert world.tick(60_000) == []
 
@@ -323,3 +326,101 @@ def test_a_result_that_is_too_large_gives_up_the_outputs_of_steps_and_items_firs
     assert sent["shortened"] == ["steps"]
     assert (sent["input"], sent["output"]) == ("in", "out")
     assert [list(found) for found in sent["steps"][0]["items"]] == [["name", "status", "attempt"]] * 2
+
+
+@dataclass
+class Successor(World):
+    """A machine whose owner waits for the last word of the one before."""
+
+    def owner_changed(self, epoch: int, member: str) -> None:
+        self.machine.go_live(self.now_ms, succession=True)
+
+    def succeed(self, held: set[str] | None) -> list[tuple[str, Any]]:
+        self.sent.clear()
+        self.machine.succeed(held)
+        return self.appended()
+
+
+def command_ids(appended: list[tuple[str, Any]]) -> list[str]:
+    return [command["command_id"] for _, command in appended]
+
+
+def test_what_the_owner_before_has_sent_is_not_sent_again() -> None:
+    world = Successor()
+    saga = definition()
+    claim, behind = world.record(Owned(1, "me"), "@owner"), world.record(WorkflowStarted("saga"), "w2")
+    claim.offset, behind.offset = 3, 4
+
+    assert command_ids(world.fold(*started(Successor(), saga), claim, behind)) == ["w2/a/1/execute"], "at once"
+    assert world.succeed(set()) == []
+
+    lost = world.tick(saga.steps[0].timeout_ms + saga.steps[0].start_timeout_ms + 10_000)
+    assert [event["step"] for topic, event in lost if topic == "t.events"] == ["a", "a"], "both are watched"
+
+
+def test_what_waited_at_the_gate_of_the_owner_before_is_sent_by_the_next() -> None:
+    world = Successor()
+    world.fold(*started(world, definition()), world.record(Owned(1, "me"), "@owner"))
+
+    assert command_ids(world.succeed({"w1"})) == ["w1/a/1/execute"]
+
+
+def test_without_a_last_word_everything_is_sent_again() -> None:
+    world = Successor()
+    world.fold(*started(world, definition()), world.record(Owned(1, "me"), "@owner"))
+
+    assert command_ids(world.succeed(None)) == ["w1/a/1/execute"]
+
+
+def test_what_is_answered_meanwhile_is_not_sent_again() -> None:
+    world = Successor()
+    world.fold(*started(world, definition()), world.record(Owned(1, "me"), "@owner"))
+    state = world.machine.fold_state.get("w1")
+    assert state is not None
+    token = ids.token(state.seed, "w1/a/1/execute")
+    answer = StepFailed("a", 1, Direction.EXECUTE, token, FailureKind.TERMINAL, "no")
+    world.fold(world.record(answer, "w1"))
+
+    assert world.succeed(None) == []
+
+
+def checkpoints_of(world: World) -> list[Record]:
+    cut = world.machine.cut()
+    assert cut is not None
+    return [
+        Record(number, world.now_ms, record.key or b"", record.value or b"", record.headers, "t.checkpoints")
+        for number, record in enumerate(cut.records)
+    ]
+
+
+def test_a_standby_knows_the_newest_checkpoint_even_if_somebody_has_looked_at_an_older_one() -> None:
+    owner, standby = World(), World()
+    owner.fold(owner.record(Owned(1, "me"), "@owner"), *started(owner, definition()))
+    for record in checkpoints_of(owner):
+        standby.machine.load(record)
+    standby.machine.heard("w1/a/1/execute", "w1", "a", 1, Direction.EXECUTE)  # decodes the workflow
+    owner.fold(owner.record(CancelRequested("enough", "me"), "w1"))
+    for record in checkpoints_of(owner):
+        standby.machine.load(record)
+
+    standby.machine.loaded(standby.now_ms)
+
+    state = standby.machine.fold_state.get("w1")
+    assert state is not None and state.status is WorkflowStatus.COMPENSATING
+
+
+def test_patience_counts_from_the_take_over_however_long_a_standby_has_stood_by() -> None:
+    owner, standby = World(), World()
+    saga = definition()
+    owner.fold(owner.record(Owned(1, "me"), "@owner"), *started(owner, saga))
+    for record in checkpoints_of(owner):
+        standby.machine.load(record)
+
+    standby.tick(86_400_000)
+    standby.machine.loaded(standby.now_ms)
+    standby.offset = owner.offset
+    standby.fold(standby.record(Owned(2, "me"), "@owner"))
+
+    assert standby.tick(1_000) == [], "it may be answered yet"
+    lost = standby.tick(saga.steps[0].timeout_ms + saga.steps[0].start_timeout_ms + 10_000)
+    assert [event["step"] for _, event in lost] == ["a"]

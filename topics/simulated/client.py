@@ -12,6 +12,8 @@ from sagalog.topics.log import (
     OnAssigned,
     OnRevoked,
     Producer,
+    Reader,
+    Sharing,
     TopicDescription,
     TopicPartition,
     TransactionalProducer,
@@ -20,6 +22,7 @@ from sagalog.topics.log import (
 from .calls import failed, unavailable
 from .consumer import FixedConsumer, GroupConsumer
 from .faults import Request
+from .member import InTurn
 from .network import Connection, Handler, answered
 from .producers import SimulatedProducer, SimulatedTransactionalProducer
 
@@ -46,8 +49,11 @@ class SimulatedLog:
         *,
         start_at_end: bool = False,
         committed: bool = False,
+        sharing: Sharing | None = None,
     ) -> Consumer:
-        consumer = GroupConsumer(self.kafka, group, topics, on_assigned, on_revoked, start_at_end, committed)
+        consumer = GroupConsumer(
+            self.kafka, group, topics, on_assigned, on_revoked, start_at_end, committed, sharing or InTurn()
+        )
         try:
             await self._connected(consumer.start())
         except BaseException:
@@ -57,10 +63,10 @@ class SimulatedLog:
 
     async def read(
         self, positions: Mapping[TopicPartition, int | None], *, committed: bool, client_id: str = "reader"
-    ) -> Consumer:
+    ) -> Reader:
         consumer = FixedConsumer(self.kafka, committed)
         await self._connected(consumer.start())
-        await consumer.assign(positions)
+        await consumer.assign_first(positions)
         return consumer
 
     # --- writers

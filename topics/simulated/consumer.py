@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka import errors as kafka_errors
 
-from sagalog.topics.log import Message, NotAssigned, OnAssigned, OnRevoked, TopicPartition
+from sagalog.topics.log import Message, NotAssigned, OnAssigned, OnRevoked, Sharing, TopicPartition
 
 from .calls import bounded
 from .fetcher import BaseConsumer
@@ -27,7 +27,13 @@ class FixedConsumer(BaseConsumer):
     async def start(self) -> None:
         await self._connect()
 
-    async def assign(self, positions: Mapping[TopicPartition, int | None]) -> None:
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        states = self._assign(TopicPartition(*partition) for partition in positions).states
+        for partition, state in states.items():
+            state.set(positions[partition])
+        self._pump()
+
+    async def assign_first(self, positions: Mapping[TopicPartition, int | None]) -> None:
         states = self._assign(TopicPartition(*partition) for partition in positions).states
         waiting: list[asyncio.Future[None]] = []
         for partition, state in states.items():
@@ -58,10 +64,11 @@ class GroupConsumer(BaseConsumer):
         on_revoked: OnRevoked,
         start_at_end: bool,
         committed: bool,
+        sharing: Sharing,
     ) -> None:
         super().__init__(kafka, committed, start_at_end)
         self._group = group
-        self._member = Member(kafka, group, topics, on_assigned, on_revoked, self)
+        self._member = Member(kafka, group, topics, on_assigned, on_revoked, self, sharing)
 
     async def start(self) -> None:
         await self._connect()

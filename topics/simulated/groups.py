@@ -15,14 +15,15 @@ from typing import Final, NamedTuple
 
 from aiokafka import errors as kafka_errors
 
-from sagalog.topics.log import TopicPartition
+from sagalog.topics.log import Joining, Share, TopicPartition
 
 from .network import Network, Reply
 
 METADATA_BYTES_MAX: Final = 4_096
 NO_GENERATION: Final = -1
+NOTHING: Final = Share(())
 
-Assignment = Mapping[str, Sequence[TopicPartition]]
+Assignment = Mapping[str, Share]
 
 
 class State(Enum):
@@ -33,23 +34,23 @@ class State(Enum):
 
 
 class Joined(NamedTuple):
-    """The answer to a join; only the leader gets `members` and their topics."""
+    """The answer to a join; only the leader gets `members`, with the topics of each and what it says."""
 
     generation: int
     member_id: str
-    members: Mapping[str, Sequence[str]] | None
+    members: Mapping[str, Joining] | None
 
 
 @dataclass(slots=True, eq=False)
 class Member:
     id: str
     session_s: float
-    topics: Sequence[str]
+    joins_with: Joining
     expires_s: float = 0.0
     timer: asyncio.TimerHandle | None = None
     joining: Reply | None = None
     syncing: Reply | None = None
-    assigned: Sequence[TopicPartition] = ()
+    assigned: Share = NOTHING
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ class Groups:
 
     # --- membership
 
-    def join(self, reply: Reply, name: str, member_id: str, session_s: float, topics: Sequence[str]) -> None:
+    def join(self, reply: Reply, name: str, member_id: str, session_s: float, joins_with: Joining) -> None:
         group = self.group(name)
         if not member_id:
             new_id = f"{name}-{self._network.random.getrandbits(64):016x}"
@@ -101,17 +102,17 @@ class Groups:
         timer = group.pending.pop(member_id, None)
         if timer is not None:
             timer.cancel()
-            member = group.members[member_id] = Member(member_id, session_s, tuple(topics))
+            member = group.members[member_id] = Member(member_id, session_s, joins_with)
             member.joining = reply
             self._prepare(group)
         elif member is None:
             reply(kafka_errors.UnknownMemberIdError())
         else:
-            self._join_again(group, member, reply, tuple(topics))
+            self._join_again(group, member, reply, joins_with)
 
-    def _join_again(self, group: Group, member: Member, reply: Reply, topics: Sequence[str]) -> None:
-        changed = topics != member.topics
-        member.topics = topics
+    def _join_again(self, group: Group, member: Member, reply: Reply, joins_with: Joining) -> None:
+        changed = joins_with != member.joins_with
+        member.joins_with = joins_with
         match group.state:
             case State.COMPLETING if not changed:
                 # It has not got the answer to its join: once more the same.
@@ -177,7 +178,7 @@ class Groups:
     def _joined(self, group: Group, member: Member) -> Joined:
         if member.id != group.leader:
             return Joined(group.generation, member.id, None)
-        return Joined(group.generation, member.id, {found.id: found.topics for found in group.members.values()})
+        return Joined(group.generation, member.id, {found.id: found.joins_with for found in group.members.values()})
 
     def _sync_overdue(self, group: Group) -> None:
         if group.state is State.COMPLETING:
@@ -208,7 +209,7 @@ class Groups:
             group.timer.cancel()
             group.timer = None
         for member in group.members.values():
-            member.assigned = assignment.get(member.id, ())
+            member.assigned = assignment.get(member.id, NOTHING)
             if member.syncing is not None:
                 syncing, member.syncing = member.syncing, None
                 self._heard(group, member)

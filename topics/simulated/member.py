@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import errors as kafka_errors
 
-from sagalog.topics.log import NotAssigned, OnAssigned, OnRevoked, TopicPartition
+from sagalog.topics.log import Joining, NotAssigned, OnAssigned, OnRevoked, Share, Sharing, TopicPartition
 
 from .calls import RETRY_BACKOFF_S, failed, is_passing, retried, wait_for_topic
 from .faults import Request
@@ -41,6 +41,28 @@ _MOVED_ON = (
 )
 
 
+class InTurn:
+    """The real client's default: all partitions in order, to the members in the order of their ids, in turn."""
+
+    name = "roundrobin"
+
+    def says(self) -> bytes:
+        return b""
+
+    def share(self, members: Mapping[str, Joining], partitions: Sequence[TopicPartition]) -> dict[str, Share]:
+        shares: dict[str, list[TopicPartition]] = {member: [] for member in sorted(members)}
+        turns = itertools.cycle(shares)
+        for partition in partitions:
+            member = next(turns)
+            while partition.topic not in members[member].topics:
+                member = next(turns)
+            shares[member].append(partition)
+        return {member: Share(found) for member, found in shares.items()}
+
+    def told(self, note: bytes) -> None:
+        """It says nothing."""
+
+
 class Member:
     """One membership. It has a connection of its own, as the coordinator's requests have in the real client."""
 
@@ -52,6 +74,7 @@ class Member:
         on_assigned: OnAssigned,
         on_revoked: OnRevoked,
         consumer: GroupConsumer,
+        sharing: Sharing,
     ) -> None:
         self._kafka = kafka
         self._group = group
@@ -59,6 +82,7 @@ class Member:
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
         self._consumer = consumer
+        self._sharing = sharing
         self._connection = Connection(kafka.network)
         self._session_s = kafka.session_timeout_ms / 1000
         self._heartbeat_s = max(100, kafka.session_timeout_ms // 4) / 1000
@@ -143,11 +167,12 @@ class Member:
         if self._assigned and self._idle_s() >= POLL_INTERVAL_S_MAX:
             await asyncio.sleep(RETRY_BACKOFF_S)  # nobody reads: no use in taking partitions
             return
-        partitions = await self._join_and_sync()
-        if partitions is None:
+        share = await self._join_and_sync()
+        if share is None:
             await asyncio.sleep(RETRY_BACKOFF_S)
             return
-        self._consumer.assign(partitions)
+        self._consumer.assign(share.partitions)
+        self._sharing.told(share.note)
         self._assigned = True
         self._rebalancing = False
         for waiting in self._settled:
@@ -165,8 +190,8 @@ class Member:
             # The real client goes on after its user's mistakes; so must this one, or tests would hide them differently.
             logger.exception("%s of a member of group %s failed", name, self._group)
 
-    async def _join_and_sync(self) -> Sequence[TopicPartition] | None:
-        """The new partitions; None when it has to be tried again."""
+    async def _join_and_sync(self) -> Share | None:
+        """The new share; None when it has to be tried again."""
         try:
             joined = await self._join()
         except kafka_errors.UnknownMemberIdError:
@@ -179,7 +204,7 @@ class Member:
         assignment = self._share_out(joined.members) if joined.members is not None else None
         self._rejoin = False
         try:
-            found: Sequence[TopicPartition] = await self._call(
+            found: Share = await self._call(
                 self._kafka.groups.sync, self._group, self._generation, self._id, assignment
             )
         except (kafka_errors.UnknownMemberIdError, kafka_errors.IllegalGenerationError):
@@ -192,25 +217,18 @@ class Member:
         return found
 
     async def _join(self) -> Joined:
+        joining = Joining(tuple(self._topics), self._sharing.says())
         if not self._id:
-            self._id = await self._call(self._kafka.groups.join, self._group, "", self._session_s, self._topics)
-        found: Joined = await self._call(self._kafka.groups.join, self._group, self._id, self._session_s, self._topics)
+            self._id = await self._call(self._kafka.groups.join, self._group, "", self._session_s, joining)
+        found: Joined = await self._call(self._kafka.groups.join, self._group, self._id, self._session_s, joining)
         return found
 
-    def _share_out(self, members: Mapping[str, Sequence[str]]) -> dict[str, list[TopicPartition]]:
-        """The real client's default: all partitions in order, to the members in the order of their ids, in turn."""
-        topics = sorted({topic for found in members.values() for topic in found})
+    def _share_out(self, members: Mapping[str, Joining]) -> Mapping[str, Share]:
+        topics = sorted({topic for found in members.values() for topic in found.topics})
         self._count(topics)
         assert self._counts is not None
-        shares: dict[str, list[TopicPartition]] = {member: [] for member in members}
-        turns = itertools.cycle(sorted(members))
-        for topic in topics:
-            for number in range(self._counts[topic]):
-                member = next(turns)
-                while topic not in members[member]:
-                    member = next(turns)
-                shares[member].append(TopicPartition(topic, number))
-        return shares
+        partitions = [TopicPartition(topic, number) for topic in topics for number in range(self._counts[topic])]
+        return self._sharing.share(members, partitions)
 
     def _count(self, topics: Sequence[str]) -> None:
         self._counted_s = asyncio.get_running_loop().time()
