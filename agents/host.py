@@ -20,7 +20,7 @@ from typing import Self
 from sagalog.infra.clock import Clock, Rng
 from sagalog.topics import specs
 from sagalog.topics.log import Log, TopicDescription
-from sagalog.topics.provision import provision
+from sagalog.topics.provision import provision_beside
 from sagalog.topics.specs import Topics
 
 from . import limits
@@ -147,13 +147,8 @@ class AgentHost:
     async def _provision(self) -> None:
         """Makes the command topics, with as many partitions as `events` has: commands and results lie side by side."""
         events = await self._events()
-        await provision(
-            self._log,
-            self._topics,
-            [specs.HEARTBEATS, specs.QUARANTINE, *(specs.commands(agent.name) for agent in self.agents)],
-            partitions=events.partitions,
-            replication=events.replication,
-        )
+        wanted = [specs.HEARTBEATS, specs.QUARANTINE, *(specs.commands(agent.name) for agent in self.agents)]
+        await provision_beside(self._log, self._topics, wanted, events)
 
     async def _events(self) -> TopicDescription:
         waited_ms = 0

@@ -56,7 +56,7 @@ from sagalog.schemas.limits import (
 from sagalog.schemas.records import DEFINITION_KEY, TYPE_START_ANSWERED, ResultRecord, StartAnsweredRecord
 from sagalog.topics.log import Consumer, Log, Out, Producer, TopicPartition, header
 from sagalog.topics.partitioner import partition_of
-from sagalog.topics.provision import provision
+from sagalog.topics.provision import provision_beside
 from sagalog.topics.specs import Topics, commands
 
 from . import originals
@@ -152,10 +152,16 @@ class Client:
 
     # --- definitions
 
-    async def register(self, definition: Definition, *, replication: int = 1) -> str:
-        """Makes the definition known to every partition, and its agents' command topics. Returns its hash; repeatable."""
+    async def register(self, definition: Definition) -> str:
+        """Makes the definition known to every partition, and its agents' command topics, with as many replicas as `events` has.
+
+        Returns its hash; repeatable. Raises TopicMismatch, TopicsMissing, LogError.
+        """
+        events = (await self._log.describe([self._topics.events])).get(self._topics.events)
+        if events is None:
+            raise TopicsMissing(f"topic {self._topics.events} does not exist, or a partition of it has no leader now")
         specs = [commands(agent) for agent in definition.agents]
-        await provision(self._log, self._topics, specs, partitions=self._partitions, replication=replication)
+        await provision_beside(self._log, self._topics, specs, events)
         event = DefinitionRegistered(definition.model_dump(mode="json"))
         key = (DEFINITION_KEY + definition.hash).encode()
         value, headers = (

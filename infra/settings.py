@@ -66,6 +66,13 @@ class Settings(BaseSettings):
         8, ge=1, le=1_000, description="Partitions of a topic that is made; cannot be changed later"
     )
     replication: int = Field(1, ge=1, le=9, description="Replicas of a topic that is made; 3 in production")
+    min_insync_replicas: int | None = Field(
+        None,
+        ge=1,
+        le=9,
+        description="Replicas that must have a record before it counts as written, of a topic that is made; 2 where "
+        "replication is 3; none: the cluster's default",
+    )
     data_dir: Path | None = Field(None, description="Directory of the embedded servers' data; none: a temporary one")
     cache_dir: Path | None = Field(None, description="Directory of Kafka's jars; none: the user's cache directory")
     maven_url: str | None = Field(None, description="Maven repository to fetch Kafka's jars from; none: the public one")
@@ -130,6 +137,15 @@ class Settings(BaseSettings):
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _replicas_suffice(self) -> Settings:
+        if self.min_insync_replicas is not None and self.min_insync_replicas > self.replication:
+            raise ValueError(
+                f"min_insync_replicas {self.min_insync_replicas} is more than replication {self.replication}: "
+                "nothing could ever be written"
+            )
+        return self
 
     @model_validator(mode="after")
     def _security_is_whole(self) -> Settings:

@@ -36,6 +36,7 @@ from sagalog.infra.containers.images import (
 )
 from sagalog.infra.containers.tree import ImageError
 from sagalog.infra.embedded import kafka, ports, postgres
+from sagalog.infra.embedded.cluster import Quorum
 from sagalog.infra.embedded.kafka_probe import kafka_missing
 from sagalog.infra.embedded.runtime import JVM
 from sagalog.infra.errors import ProcessStartError
@@ -226,7 +227,7 @@ def kafka_container(image: str, port: int) -> DockerContainer:
 
 def kafka_properties(port: int) -> str:
     """The embedded broker's settings; of a name that is given twice, Java takes the last value."""
-    settings = kafka.CONFIG.format(host=ports.HOST, port=port, controller_port=CONTROLLER_PORT, data=KAFKA_DATA)
+    settings = kafka.configuration(port, KAFKA_DATA, Quorum("only formatting needs it", (CONTROLLER_PORT,)))
     # The same port inside and outside, so that the advertised address also leads the broker to itself, which it needs
     # for the markers of transactions.
     return (

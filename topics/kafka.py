@@ -7,6 +7,7 @@ What the client does that one would not expect, and what is done about it here:
 - One oversized record kills an idempotent producer for its partition: sizes are checked before.
 - A deserialiser that raises is called with the same record for ever: bytes only.
 - `committed()` of a consumer returns no metadata: the admin client's offsets do.
+- The admin client asks a broker at random, also one that has just died, and gives up when that one does not answer: `_ask`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -64,6 +65,9 @@ CREATE_POLL_S: Final = 0.05
 TRANSACTION_TIMEOUT_MS: Final = 10_000
 """How long read-committed readers may have to wait for a writer that died in a transaction and was not fenced."""
 CLOSE_TIMEOUT_S: Final = 10.0
+ASK_TRIES_MAX: Final = 10
+ASK_AGAIN_S: Final = 0.2
+"""With one of three brokers down, ten tries in a row pick that one once in 59,049 times."""
 RECORD_OVERHEAD_BYTES: Final = 64
 SMALL_RECORD_BYTES: Final = 500_000
 FEW_HEADERS: Final = 12
@@ -225,10 +229,9 @@ class KafkaLog:
     async def committed(
         self, group: str, partitions: Iterable[TopicPartition]
     ) -> dict[TopicPartition, tuple[int, str]]:
-        admin = await self._administrator()
         wanted = [KafkaTopicPartition(*partition) for partition in partitions]
-        offsets = await _translated(
-            admin.list_consumer_group_offsets(group, partitions=wanted), "reading group offsets"
+        offsets = await self._ask(
+            lambda admin: admin.list_consumer_group_offsets(group, partitions=wanted), "reading group offsets"
         )
         return {
             TopicPartition(partition.topic, partition.partition): (found.offset, found.metadata or "")
@@ -242,8 +245,7 @@ class KafkaLog:
 
     async def describe_names(self, topics: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Partitions and replication of the topics that exist."""
-        admin = await self._administrator()
-        described = await _translated(admin.describe_topics(list(topics)), "reading the cluster's metadata")
+        described = await self._ask(lambda admin: admin.describe_topics(list(topics)), "reading the cluster's metadata")
         return {
             topic["topic"]: (len(topic["partitions"]), len(topic["partitions"][0]["replicas"]))
             for topic in described
@@ -256,9 +258,8 @@ class KafkaLog:
         names = await self.describe_names(topics)
         if not names:
             return {}
-        admin = await self._administrator()
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-        answers = await _translated(admin.describe_configs(resources), "reading topic configurations")
+        answers = await self._ask(lambda admin: admin.describe_configs(resources), "reading topic configurations")
         found: dict[str, TopicDescription] = {}
         for answer in answers:
             for error_code, message, _, name, entries in answer.resources:
@@ -269,12 +270,11 @@ class KafkaLog:
         return found
 
     async def create(self, topics: Mapping[str, tuple[int, int, Mapping[str, str]]]) -> None:
-        admin = await self._administrator()
         new = [
             NewTopic(name, partitions, replication, topic_configs=dict(config))
             for name, (partitions, replication, config) in topics.items()
         ]
-        answer = await _translated(admin.create_topics(new), "creating topics")
+        answer = await self._ask(lambda admin: admin.create_topics(new), "creating topics")
         for name, code, message in (
             (error[0], error[1], error[2] if len(error) > 2 else "") for error in answer.topic_errors
         ):
@@ -298,6 +298,18 @@ class KafkaLog:
         if self._admin is not None:
             await self._admin.close()
             self._admin = None
+
+    async def _ask(self, question: Callable[[AIOKafkaAdminClient], Awaitable[Any]], doing: str) -> Any:
+        """The answer to a question that may be asked twice; asked again, of another broker perhaps, when none came."""
+        admin = await self._administrator()
+        for tries_left in reversed(range(ASK_TRIES_MAX)):
+            try:
+                return await question(admin)
+            except (kafka_errors.KafkaError, TimeoutError) as error:
+                if not tries_left or not getattr(error, "retriable", False):
+                    raise LogError(f"{doing} failed: {type(error).__name__}: {error}") from error
+            await asyncio.sleep(ASK_AGAIN_S)
+        raise AssertionError("the last try returns or raises")
 
     async def _administrator(self) -> AIOKafkaAdminClient:
         async with self._admin_lock:

@@ -17,10 +17,22 @@ class TopicMismatch(SagalogError):
     """A topic exists but cannot be used as it is."""
 
 
+MIN_INSYNC = "min.insync.replicas"
+
+
 async def provision(
-    log: Log, topics: Topics, specs: Iterable[TopicSpec], *, partitions: int, replication: int
+    log: Log,
+    topics: Topics,
+    specs: Iterable[TopicSpec],
+    *,
+    partitions: int,
+    replication: int,
+    min_insync_replicas: int | None = None,
 ) -> list[str]:
-    """Makes what is missing and returns the names made. Raises TopicMismatch, with the difference, before making anything."""
+    """Makes what is missing and returns the names made. Raises TopicMismatch, with the difference, before making anything.
+
+    `min_insync_replicas` of None: the cluster's default.
+    """
     if not 1 <= partitions <= PARTITIONS_MAX:
         raise TopicMismatch(f"partitions: {partitions} is not within 1 to {PARTITIONS_MAX}")
     specs = list(specs)
@@ -30,10 +42,24 @@ async def provision(
         raise TopicMismatch("\n".join(problems))
     missing = [spec for spec in specs if topics.name(spec) not in found]
     if missing:
+        more = {} if min_insync_replicas is None else {MIN_INSYNC: str(min_insync_replicas)}
         await log.create(
-            {topics.name(spec): (spec.partitions(partitions), replication, spec.config) for spec in missing}
+            {topics.name(spec): (spec.partitions(partitions), replication, {**spec.config, **more}) for spec in missing}
         )
     return [topics.name(spec) for spec in missing]
+
+
+async def provision_beside(log: Log, topics: Topics, specs: Iterable[TopicSpec], events: TopicDescription) -> list[str]:
+    """As `provision`, with the partitions and replicas that `events` has: what lies beside it must be as safe as it is."""
+    in_sync = events.config.get(MIN_INSYNC)
+    return await provision(
+        log,
+        topics,
+        specs,
+        partitions=events.partitions,
+        replication=events.replication,
+        min_insync_replicas=None if in_sync is None else int(in_sync),
+    )
 
 
 def check(found: dict[str, TopicDescription], topics: Topics, specs: Iterable[TopicSpec], partitions: int) -> list[str]:

@@ -189,7 +189,7 @@ def _dev(found: Settings, directory: Path, loaded: _Loaded) -> None:
                 async with Client(log, topics_of(found)) as client:
                     for definition in loaded.definitions:
                         out.print(
-                            f"definition  {definition.name}@{await client.register(definition, replication=found.replication)}",
+                            f"definition  {definition.name}@{await client.register(definition)}",
                             markup=False,
                         )
             _announce(found, directory)
@@ -234,7 +234,14 @@ async def _together(tasks: dict[str, Callable[[asyncio.Event], Awaitable[None]]]
 
 
 async def _provision(log: KafkaLog, found: Settings) -> None:
-    await provision(log, topics_of(found), all_specs(), partitions=found.partitions, replication=found.replication)
+    await provision(
+        log,
+        topics_of(found),
+        all_specs(),
+        partitions=found.partitions,
+        replication=found.replication,
+        min_insync_replicas=found.min_insync_replicas,
+    )
 
 
 async def _run_engine(log: KafkaLog, found: Settings, stop: asyncio.Event, metrics_port: int | None) -> None:

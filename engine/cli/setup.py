@@ -53,6 +53,7 @@ def topics_create(
                 all_specs(agent or ()),
                 partitions=found.partitions,
                 replication=found.replication,
+                min_insync_replicas=found.min_insync_replicas,
             )
 
     made = run(work())
@@ -133,9 +134,8 @@ def definitions_register(source: Source, json: Json = False) -> None:
     definition = load_definition(source)
 
     async def work() -> str:
-        found = settings()
-        async with open_client(found) as client:
-            return await client.register(definition, replication=found.replication)
+        async with open_client(settings()) as client:
+            return await client.register(definition)
 
     hash_ = run(work())
     if json:

@@ -112,7 +112,8 @@ class Partition:
     def rest(self, workflow_id: str, checkpoint: bytes) -> None:
         """Keeps a workflow as bytes until it is touched again. `checkpoint` must be its state's."""
         if self.hot.pop(workflow_id, None) is not None:
-            self.cold[workflow_id] = checkpoint
+            # A copy: orjson's own bytes keep the 4 KiB that they were written into, however few they are.
+            self.cold[workflow_id] = memoryview(checkpoint).tobytes()
 
     def rest_unchanged(self) -> None:
         """Drops the decoded form of workflows that were only looked at."""

@@ -1,5 +1,7 @@
 """One real Kafka broker (KRaft, broker and controller in one process) from pinned jars and a Java runtime in a wheel.
 
+It is a cluster of its own, or with a Quorum one of several (see cluster).
+
 Rules: loopback only; the data directory belongs to this class alone; a restart keeps address and data; `start` returns
 when the broker serves groups and transactions (see kafka_probe), so no client of it has to wait or retry.
 
@@ -11,11 +13,10 @@ Most users want EmbeddedStack (see stack), which runs this beside PostgreSQL.
 
 from __future__ import annotations
 
-import base64
-import uuid
 from pathlib import Path
 
 from sagalog.infra.embedded import jars, ports
+from sagalog.infra.embedded.cluster import Quorum
 from sagalog.infra.embedded.kafka_probe import kafka_missing
 from sagalog.infra.embedded.process import ServerProcess, ServerSpec, rotate
 from sagalog.infra.embedded.runtime import Runtime
@@ -30,8 +31,8 @@ ADDRESS_IN_USE = "Address already in use"
 
 CONFIG = """\
 process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@{host}:{controller_port}
+node.id={node_id}
+controller.quorum.voters={voters}
 controller.listener.names=CONTROLLER
 listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
 log.dirs={data}
@@ -39,17 +40,17 @@ log.dirs={data}
 # Topics are declared; one made by a typing error would take its records and nobody would read them.
 auto.create.topics.enable=false
 num.partitions=8
-default.replication.factor=1
-min.insync.replicas=1
+default.replication.factor={replicas}
+min.insync.replicas={in_sync_min}
 
-# One node, so the internal topics have one replica; few partitions, because each is a directory to make and to recover.
-offsets.topic.replication.factor=1
+# The internal topics have few partitions, because each is a directory to make and to recover.
+offsets.topic.replication.factor={replicas}
 offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync_min}
 transaction.state.log.num.partitions=4
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.replication.factor={replicas}
+share.coordinator.state.topic.min.isr={in_sync_min}
 share.coordinator.state.topic.num.partitions=1
 
 # The first member of a group need not wait for others, and a dead one is noticed in a second where a client asks so.
@@ -90,13 +91,34 @@ rootLogger.appenderRef.file.ref=file
 """
 
 
-class KafkaServer:
-    """The broker of one directory. Not safe for use from several threads at once."""
+def configuration(port: int, data: Path | str, quorum: Quorum, node_id: int = 1) -> str:
+    """The properties of one node."""
+    return CONFIG.format(
+        host=ports.HOST,
+        port=port,
+        node_id=node_id,
+        controller_port=quorum.controller_ports[node_id - 1],
+        voters=quorum.voters,
+        replicas=quorum.replicas,
+        in_sync_min=quorum.in_sync_min,
+        data=data,
+    )
 
-    def __init__(self, site: Site, runtime: Runtime, *, port: int | None = None) -> None:
+
+class KafkaServer:
+    """The broker of one directory. Not safe for use from several threads at once.
+
+    `quorum` and `node_id` (from 1): the cluster that it is a part of; none: it is alone.
+    """
+
+    def __init__(
+        self, site: Site, runtime: Runtime, *, port: int | None = None, quorum: Quorum | None = None, node_id: int = 1
+    ) -> None:
         self._site = site
         self._runtime = runtime
         self._port = port
+        self._quorum = quorum
+        self.node_id = node_id
         self._process: ServerProcess | None = None
 
     @property
@@ -164,12 +186,12 @@ class KafkaServer:
         self._logging.write_text(LOGGING.format(log=self.log))
         rotate(self.log)
         if not (self.data / "meta.properties").exists():
-            self._write_config(*ports.free_ports(2))
-            self._format()
+            quorum = self._quorum or Quorum.of(1)
+            (port,) = ports.free_ports(1)
+            self._write_config(port, quorum)
+            self._format(quorum.cluster_id)
 
-    def _format(self) -> None:
-        # A leading "-" would be taken for an option.
-        cluster_id = "S" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
+    def _format(self, cluster_id: str) -> None:
         tool = ("kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(self._config))
         spec = ServerSpec(
             name=f"{NAME}'s formatting of {self.data}",
@@ -193,9 +215,8 @@ class KafkaServer:
                 return
 
     def _start_on(self, port: int) -> None:
-        # The controller's address is nobody's business but the broker's own, so it may change with every start.
-        (controller_port,) = ports.free_ports(1)
-        self._write_config(port, controller_port)
+        # The controller's address is nobody's business but that of its cluster: a lone one's may change with every start.
+        self._write_config(port, self._quorum or Quorum.of(1))
         options = (
             self._temporary_option,
             f"-Dlog4j2.configurationFile=file:{self._logging}",
@@ -220,9 +241,8 @@ class KafkaServer:
             self.kill()
             raise
 
-    def _write_config(self, port: int, controller_port: int) -> None:
-        text = CONFIG.format(host=ports.HOST, port=port, controller_port=controller_port, data=self.data)
-        self._config.write_text(text)
+    def _write_config(self, port: int, quorum: Quorum) -> None:
+        self._config.write_text(configuration(port, self.data, quorum, self.node_id))
 
     @property
     def _config(self) -> Path:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 TIMEOUT_S = 2.0  # of one connect or answer; the whole start has its own limit
 ANSWER_BYTES_MAX = 1 << 20
@@ -40,6 +41,61 @@ def kafka_missing(host: str, port: int) -> str | None:
     except OSError as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+@dataclass(frozen=True)
+class PartitionState:
+    """One partition as a broker knows it; all but `topic` and `partition` are node ids, a `leader` of -1 is none."""
+
+    topic: str
+    partition: int
+    leader: int
+    replicas: tuple[int, ...]
+    in_sync: tuple[int, ...]
+
+
+def partition_states(host: str, port: int) -> list[PartitionState]:
+    """All partitions of all topics, internal ones too. Raises OSError when the broker does not answer."""
+    all_topics = struct.pack(">i", -1)
+    with socket.create_connection((host, port), TIMEOUT_S) as connection:
+        try:
+            answer = _Answer(_ask(connection, METADATA, all_topics))
+        except _NotReadyError as error:
+            raise ConnectionError(error.missing) from error
+    for _ in range(answer.take(">i")):  # brokers: id, host, port, rack
+        answer.take(">i"), answer.text(), answer.take(">i"), answer.text()
+    answer.take(">i")  # the controller
+    found = []
+    for _ in range(answer.take(">i")):
+        answer.take(">h")
+        topic = answer.text()
+        answer.take(">b")
+        for _ in range(answer.take(">i")):
+            answer.take(">h")
+            partition, leader = answer.take(">i"), answer.take(">i")
+            found.append(PartitionState(topic, partition, leader, answer.numbers(), answer.numbers()))
+    return found
+
+
+class _Answer:
+    """An answer's fields, one after the other."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, form: str) -> Any:
+        (value,) = struct.unpack_from(form, self._data, self._at)
+        self._at += struct.calcsize(form)
+        return value
+
+    def text(self) -> str:
+        size = max(0, self.take(">h"))  # -1 is null
+        self._at += size
+        return self._data[self._at - size : self._at].decode()
+
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(self.take(">i") for _ in range(self.take(">i")))
 
 
 def _require_broker(connection: socket.socket) -> None:

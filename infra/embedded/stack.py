@@ -7,6 +7,8 @@
 
 From asyncio: `await asyncio.to_thread(stack.start)`, and `stop` likewise; any thread will do.
 
+`EmbeddedStack(brokers=3)` runs a Kafka cluster (see cluster): `stack.brokers[1].kill()` is the crash of one node.
+
 Rules: both servers start side by side, and when one fails neither stays; a directory has one owner at a time (lock);
 the servers end with the owner, however it ends (supervisor); a temporary directory goes with them.
 """
@@ -23,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
+from sagalog.infra.embedded.cluster import HEAP, Quorum
 from sagalog.infra.embedded.kafka import KafkaServer
 from sagalog.infra.embedded.lock import DirectoryLock
 from sagalog.infra.embedded.postgres import PostgresServer
@@ -44,7 +47,8 @@ class _Server(Protocol):
 class EmbeddedStack:
     """Kafka and PostgreSQL in `directory`, or in a temporary one that is removed at the end.
 
-    A port of None means a free one. `postgres_settings` come on top of the server's own. `cache_dir` holds Kafka's jars
+    A port of None means a free one. `brokers` is the number of Kafka's nodes; with several, `kafka_port` is the first one's,
+    and each gets a smaller heap. `postgres_settings` come on top of the server's own. `cache_dir` holds Kafka's jars
     (default: the user's cache directory), `maven_url` names a mirror to fetch them from. Raises the subclasses of InfraError,
     each of which says what to do.
     """
@@ -55,6 +59,7 @@ class EmbeddedStack:
         *,
         kafka: bool = True,
         postgres: bool = True,
+        brokers: int = 1,
         kafka_port: int | None = None,
         postgres_port: int | None = None,
         postgres_settings: Mapping[str, str] | None = None,
@@ -64,6 +69,7 @@ class EmbeddedStack:
         self._asked_directory = directory
         self._with_kafka = kafka
         self._with_postgres = postgres
+        self._nodes = brokers
         self._kafka_port = kafka_port
         self._postgres_port = postgres_port
         self._postgres_settings = postgres_settings
@@ -72,7 +78,7 @@ class EmbeddedStack:
         self._turn = threading.Lock()
         self._directory: Path | None = None
         self._lock: DirectoryLock | None = None
-        self._kafka: KafkaServer | None = None
+        self._brokers: tuple[KafkaServer, ...] = ()
         self._postgres: PostgresServer | None = None
 
     def __enter__(self) -> Self:
@@ -90,7 +96,13 @@ class EmbeddedStack:
 
     @property
     def kafka(self) -> KafkaServer:
-        return _started(self._kafka)
+        """The broker; of a cluster its first."""
+        return _started(self._brokers[0] if self._brokers else None)
+
+    @property
+    def brokers(self) -> Sequence[KafkaServer]:
+        """Kafka's nodes, in the order of their ids."""
+        return self._brokers
 
     @property
     def postgres_server(self) -> PostgresServer:
@@ -98,8 +110,9 @@ class EmbeddedStack:
 
     @property
     def bootstrap(self) -> str:
-        """Kafka's address for clients, `host:port`."""
-        return self.kafka.bootstrap
+        """Kafka's address for clients, `host:port`; of a cluster all of them, separated by commas."""
+        _started(self._lock)
+        return ",".join(broker.bootstrap for broker in (self.kafka, *self._brokers[1:]))
 
     @property
     def postgres(self) -> str:
@@ -132,12 +145,16 @@ class EmbeddedStack:
             raise
         self._directory = directory
         temporary = directory if self._asked_directory is None else None
-        site = {name: Site(directory / name, self._lock.descriptor, temporary) for name in ("kafka", "postgres")}
+        lock_fd = self._lock.descriptor
+
+        def site(name: str) -> Site:
+            return Site(directory / name, lock_fd, temporary)
+
         if runtime is not None:
-            self._kafka = KafkaServer(site["kafka"], runtime, port=self._kafka_port)
+            self._brokers = self._make_brokers(runtime, site)
         if self._with_postgres:
             self._postgres = PostgresServer(
-                site["postgres"], port=self._postgres_port, settings=self._postgres_settings
+                site("postgres"), port=self._postgres_port, settings=self._postgres_settings
             )
         try:
             with os_errors_below(directory):
@@ -145,6 +162,19 @@ class EmbeddedStack:
         except BaseException:
             self._stop()
             raise
+
+    def _make_brokers(self, runtime: Runtime, site: Callable[[str], Site]) -> tuple[KafkaServer, ...]:
+        if self._nodes == 1:
+            return (KafkaServer(site("kafka"), runtime, port=self._kafka_port),)
+        numbers = range(1, self._nodes + 1)
+        sites = [site(f"kafka-{number}") for number in numbers]
+        quorum = Quorum.of(self._nodes, [one.directory / "data" for one in sites])
+        small = runtime.with_options(*runtime.options, *HEAP)
+        first, *rest = sites
+        return (
+            KafkaServer(first, small, port=self._kafka_port, quorum=quorum),
+            *(KafkaServer(one, small, quorum=quorum, node_id=number) for number, one in enumerate(rest, 2)),
+        )
 
     def _stop(self) -> None:
         if self._lock is None:
@@ -155,7 +185,8 @@ class EmbeddedStack:
             assert self._directory is not None
             self._remove_if_temporary(self._directory)
             self._lock.release()
-            self._lock = self._directory = self._kafka = self._postgres = None
+            self._lock = self._directory = self._postgres = None
+            self._brokers = ()
 
     def describe(self) -> dict[str, object]:
         """What somebody else needs to connect, and where to look: addresses, pids, directories, versions."""
@@ -163,13 +194,13 @@ class EmbeddedStack:
             "directory": str(self.directory),
             "temporary": self._asked_directory is None,
             "owner_pid": os.getpid(),
-            "kafka": self._kafka.describe() if self._kafka else None,
+            "kafka": self._brokers[0].describe() if self._brokers else None,
             "postgres": self._postgres.describe() if self._postgres else None,
         }
 
     @property
     def _servers(self) -> Sequence[_Server]:
-        return [server for server in (self._kafka, self._postgres) if server is not None]
+        return [*self._brokers, *([self._postgres] if self._postgres else [])]
 
     def _make_directory(self) -> Path:
         if self._asked_directory is None:

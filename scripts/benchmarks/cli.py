@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import uvloop
 from rich.console import Console
 
-from benchmarks import environment, pipeline
+from benchmarks import environment, pipeline, size
 from benchmarks.children import last_words
+from benchmarks.cluster import BROKERS, cluster
 from benchmarks.fold import fold
 from benchmarks.recovery import recovery
 from benchmarks.report import Report, merged
@@ -23,9 +26,11 @@ from benchmarks.settings import (
     LATENCY_SECONDS,
     LATENCY_SHARE,
     BenchError,
+    ClusterSettings,
     PipelineSettings,
     RecoverySettings,
 )
+from benchmarks.sizing import Demand
 from benchmarks.start import start
 from benchmarks.system import PAYLOAD_FRAME
 from sagalog.infra.embedded.stack import EmbeddedStack
@@ -41,6 +46,8 @@ Measures sagalog on an embedded Kafka of its own, which is gone afterwards.
   floor     a bare aiokafka loop without logic: events in, commands out, agent back (batches, idempotent producers)
   engine    the real engine and agent host, in turn with the floor; ratios are taken within neighbouring pairs
   recovery  kill -9 with many open workflows: seconds until the first command goes out again
+  cluster   kill -9 one of three brokers under load: the longest time without a result
+  size      how many partitions, processes and bytes so many workflows a day need, from measured costs
   start     seconds until the embedded servers answer
   fold      the fold without a broker: processor time per event, bytes per idle workflow
   all       engine, recovery, start and fold
@@ -52,6 +59,8 @@ examples:
   scripts/bench floor --runs 5 --in-flight 8000
   scripts/bench engine --agent raw            without the agent host: what the engine alone costs
   scripts/bench fold --open 1000 1000000      whether the cost stays flat
+  scripts/bench size --workflows-per-day 1000000 --steps 6 --payload-bytes 2000
+  scripts/bench size --measure --check        this machine's costs, and how well they predict a run
   scripts/bench recovery --workflows 100000 --session-timeout-ms 6000
 
 A figure is min, median and max over the runs. Compare figures of one machine only, and ratios across machines.
@@ -65,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in INTERRUPTS:
         signal.signal(number, signal.default_int_handler)
     try:
+        if options.name == "size":
+            _size(options)
+            return 0
         report = _measure(options)
     except (BenchError, SagalogError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -83,20 +95,9 @@ def _measure(options: argparse.Namespace) -> Report:
     say = Console(stderr=True, highlight=False).print
     if options.name == "fold":
         return _fold(options, environment.describe(None), lambda line: say(line, style="dim"))
-    say("starting a Kafka …", style="dim")
-    with (
-        EmbeddedStack(postgres=False) as stack,
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
-        # In there they go with the stack, even when this process is killed.
-        logs = stack.directory / "bench"
-        logs.mkdir()
+    with _broker(BROKERS if options.name == "cluster" else 1) as (stack, runner, logs):
         found = environment.describe(stack)
-        try:
-            report = runner.run(_run(options, stack, logs, found, lambda line: say(line, style="dim")))
-        except BenchError:
-            say(last_words(logs), style="dim")
-            raise
+        report = runner.run(_run(options, stack, logs, found, lambda line: say(line, style="dim")))
     if options.name in ("start", "all"):
         # After the broker above has ended: it would slow down those that are measured.
         started = start(options.runs, found, lambda line: say(line, style="dim"))
@@ -106,6 +107,61 @@ def _measure(options: argparse.Namespace) -> Report:
         report = merged(options.name, [report, _fold(options, found, lambda line: say(line, style="dim"))])
     assert report is not None
     return report
+
+
+def _size(options: argparse.Namespace) -> None:
+    """Prints by itself: a plan is no figure that was measured."""
+    if not (options.measure or options.check):
+        demand = Demand(
+            options.workflows_per_day,
+            options.steps,
+            options.payload_bytes,
+            options.peak,
+            options.open_hours,
+            options.replication,
+            options.engine_memory_gib,
+        )
+        size.print_plan(demand, size.read_costs(options.costs), as_json=options.json)
+        return
+    say = Console(stderr=True, highlight=False).print
+
+    def progress(line: str) -> None:
+        say(line, style="dim")
+
+    with _broker(1) as (stack, runner, logs):
+        found = environment.describe(stack)
+        if options.measure:
+            costs = runner.run(size.measure(stack, found, logs, progress))
+            size.write_costs(costs, options.costs)
+            progress(f"written to {options.costs}")
+        else:
+            costs = size.read_costs(options.costs)
+        if options.check:
+            rows = runner.run(
+                size.check(stack, costs, options.checked_workflows, options.payload_bytes, logs, progress)
+            )
+            size.print_check(rows, costs, found, as_json=options.json)
+        elif options.json:
+            print(json.dumps(costs.document(), indent=2))
+
+
+@contextmanager
+def _broker(brokers: int) -> Iterator[tuple[EmbeddedStack, asyncio.Runner, Path]]:
+    """A Kafka, a loop, and a directory for the children's logs, which are shown when the bench fails."""
+    say = Console(stderr=True, highlight=False).print
+    say("starting a Kafka …", style="dim")
+    with (
+        EmbeddedStack(postgres=False, brokers=brokers) as stack,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        # In there they go with the stack, even when this process is killed.
+        logs = stack.directory / "bench"
+        logs.mkdir()
+        try:
+            yield stack, runner, logs
+        except BenchError:
+            say(last_words(logs), style="dim")
+            raise
 
 
 def _fold(options: argparse.Namespace, found: Mapping[str, Any], progress: Callable[[str], None]) -> Report:
@@ -146,6 +202,15 @@ async def _run(
         reports.append(await pipeline.engine(stack.bootstrap, pipelined, found, logs, progress))
     if options.name in ("recovery", "all"):
         reports.append(await recovery(stack.bootstrap, recovering, found, logs, progress))
+    if options.name == "cluster":
+        killing = ClusterSettings(
+            runs=options.runs,
+            partitions=options.partitions,
+            payload_bytes=options.payload_bytes,
+            workflows_per_second=options.workflows_per_second,
+            session_timeout_ms=options.session_timeout_ms,
+        )
+        reports.append(await cluster(stack, killing, found, logs, progress))
     if not reports:
         return None
     return reports[0] if len(reports) == 1 else merged(options.name, reports)
@@ -161,7 +226,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     pipelined, recovering = PipelineSettings(), RecoverySettings()
     parser.add_argument(
-        "name", metavar="NAME", choices=("floor", "engine", "recovery", "start", "fold", "all"), help="see above"
+        "name",
+        metavar="NAME",
+        choices=("floor", "engine", "recovery", "cluster", "size", "start", "fold", "all"),
+        help="see above",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add = parser.add_argument
@@ -175,7 +243,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     throughput = parser.add_argument_group("floor, engine")
     throughput.add_argument(
-        "--seconds", type=_seconds, default=pipelined.seconds, help="length of the window (default: %(default)s)"
+        "--seconds",
+        type=_number(0.5, 600),
+        default=pipelined.seconds,
+        help="length of the window (default: %(default)s)",
     )
     throughput.add_argument(
         "--in-flight",
@@ -193,7 +264,14 @@ def _parser() -> argparse.ArgumentParser:
     throughput.add_argument(
         "--agent", choices=("host", "raw"), default=pipelined.agent, help="beside the engine (default: %(default)s)"
     )
-    crash = parser.add_argument_group("recovery")
+    killing = parser.add_argument_group("cluster")
+    killing.add_argument(
+        "--workflows-per-second",
+        type=_whole(1, 2_000),
+        default=ClusterSettings().workflows_per_second,
+        help="started steadily (default: %(default)s)",
+    )
+    crash = parser.add_argument_group("recovery; the session time-out also of cluster")
     crash.add_argument(
         "--workflows", type=_whole(1, 1_000_000), default=recovering.workflows, help="open ones (default: %(default)s)"
     )
@@ -202,6 +280,29 @@ def _parser() -> argparse.ArgumentParser:
         type=_whole(1_000, 300_000),
         default=recovering.session_timeout_ms,
         help="of the engine (default: %(default)s)",
+    )
+    sizing = parser.add_argument_group("size")
+    demand = Demand(1_000_000)
+    add = sizing.add_argument
+    add("--workflows-per-day", type=_whole(1, 10**12), default=demand.workflows_per_day, help="(default: %(default)s)")
+    add("--steps", type=_whole(1, 1_000), default=demand.steps, help="of a workflow (default: %(default)s)")
+    add("--peak", type=_number(1, 1_000), default=demand.peak, help="over the average (default: %(default)s)")
+    add("--open-hours", type=_number(0, 100_000), default=demand.open_hours, help="a workflow's (default: %(default)s)")
+    add("--replication", type=_whole(1, 9), default=demand.replication, help="(default: %(default)s)")
+    add(
+        "--engine-memory-gib",
+        type=_number(0.1, 1_000),
+        default=demand.engine_memory_gib,
+        help="that one engine may use (default: %(default)s)",
+    )
+    add("--costs", type=Path, default=size.COSTS_FILE, help="file of measured costs (default: %(default)s)")
+    add("--measure", action="store_true", help="measure them here and write the file")
+    add("--check", action="store_true", help="run, and compare with what the costs predict")
+    add(
+        "--checked-workflows",
+        type=_whole(1_000, 1_000_000),
+        default=size.CHECKED_WORKFLOWS,
+        help="of that run (default: %(default)s)",
     )
     folding = parser.add_argument_group("fold")
     folding.add_argument(
@@ -231,11 +332,14 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0.5 <= value <= 600.0:
-        raise argparse.ArgumentTypeError(f"{text} is not within 0.5 to 600")
-    return value
+def _number(least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not within {least:g} to {most:,g}")
+        return value
+
+    return parse

@@ -35,7 +35,7 @@ from sagalog.schemas.events import (
     encode_event,
 )
 from sagalog.topics.log import Headers, Out
-from sagalog.topics.specs import Topics
+from sagalog.topics.specs import DAY_MS, Topics
 
 AT_ONCE: Final = 500
 """Workflows that move side by side, of a partition."""
@@ -83,13 +83,10 @@ def fold(
     """`workflows` sagas a run, among as many open idle ones as `opened` says, one figure each."""
     tune_garbage_collector()
     log = _log(workflows, payload_bytes)
-    weight, idle = _idle_workflow()
+    idle = idle_checkpoint()
     costs: dict[int, list[float]] = {count: [] for count in opened}
     # First, so that no memory of an earlier round is used again.
-    before = _resident_bytes()
-    world = _opened(opened[-1], idle)
-    resident = (_resident_bytes() - before) / opened[-1]
-    del world
+    resident = resident_bytes(idle, opened[-1])
     for run in range(1, runs + 1):
         for count in opened:
             world = _opened(count, idle)
@@ -100,7 +97,7 @@ def fold(
     first, last = opened[0], opened[-1]
     figures = {"us_per_event": Figure("us", costs[first])}
     figures |= {f"us_per_event_{count}_open": Figure("us", costs[count]) for count in opened[1:]}
-    figures["bytes_per_idle_workflow"] = Figure("B", [weight])
+    figures["bytes_per_idle_workflow"] = Figure("B", [len(idle)])
     figures["resident_bytes_per_idle_workflow"] = Figure("B", [resident])
     return Report(
         "fold",
@@ -115,11 +112,23 @@ def fold(
     )
 
 
+def resident_bytes(checkpoint: bytes, count: int) -> float:
+    """What one such checkpoint takes of a process's memory among `count` of them. Call it before anything else was allocated."""
+    before = _resident_bytes()
+    world = _opened(count, checkpoint)
+    found = (_resident_bytes() - before) / count
+    del world
+    return found
+
+
 def _opened(count: int, idle: bytes) -> _World:
+    """As a take-over loads them: with their deadlines and their part of the digest, which weigh, too."""
     world = _World()
+    due = [("sagalog_due", b"%d" % (START_MS + DAY_MS))]
     for number in range(count):
         # A copy each, as they come from the broker.
-        world.machine.fold_state.load_checkpoint(f"idle-{number:08d}", bytes(bytearray(idle)), waiting=False)
+        checkpoint = _Message(number, START_MS, b"idle-%08d" % number, bytes(bytearray(idle)), due)
+        world.machine.load(checkpoint)
     return world
 
 
@@ -171,8 +180,8 @@ def _log(workflows: int, payload_bytes: int) -> list[_Message]:
     return log
 
 
-def _idle_workflow() -> tuple[int, bytes]:
-    """The checkpoint of a workflow that has done ten steps and waits in the eleventh, and its size."""
+def idle_checkpoint() -> bytes:
+    """The checkpoint of a workflow that has done ten steps and waits in the eleventh."""
     names = [f"step-{number}" for number in range(FINISHED_STEPS + 1)]
     steps = tuple(
         Step(name=name, agent="worker", needs=(names[place - 1],) if place else ()) for place, name in enumerate(names)
@@ -194,8 +203,7 @@ def _idle_workflow() -> tuple[int, bytes]:
         apply(StepCompleted(sent.step, 1, sent.direction, sent.token, None, "worker", 12), sent.workflow_id)
     state = partition.get("idle-00000000")
     assert state is not None and not state.terminal
-    raw = encode(dump(state, partition.plan_of(state)))
-    return len(raw), raw
+    return encode(dump(state, partition.plan_of(state)))
 
 
 def _resident_bytes() -> int:

@@ -17,6 +17,9 @@ from benchmarks.settings import DRAIN_SECONDS_MAX, RESULTS_CHECKED, SAMPLE_SECON
 from sagalog.topics.specs import Topics
 
 BATCH_RECORDS_MAX: Final = 200
+BATCH_BYTES_MAX: Final = 262_144
+RECORD_OVERHEAD_BYTES: Final = 200
+"""Key and headers, generously."""
 Headers = list[tuple[str, bytes]]
 
 
@@ -43,7 +46,10 @@ class Load:
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap, enable_auto_commit=False, max_partition_fetch_bytes=1_048_576
         )
-        self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, max_batch_size=262_144)
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=bootstrap, enable_idempotence=True, max_batch_size=BATCH_BYTES_MAX
+        )
+        self._batch_records = max(1, min(BATCH_RECORDS_MAX, BATCH_BYTES_MAX // (len(value) + RECORD_OVERHEAD_BYTES)))
         self._foreign = 0
         self.started = 0
 
@@ -106,12 +112,12 @@ class Load:
         partitions = len(self._events)
         for offset in range(min(partitions, count)):
             numbers = range(first + offset, first + count, partitions)
-            for at in range(0, len(numbers), BATCH_RECORDS_MAX):
+            for at in range(0, len(numbers), self._batch_records):
                 batch = self._producer.create_batch()
-                for number in numbers[at : at + BATCH_RECORDS_MAX]:
+                for number in numbers[at : at + self._batch_records]:
                     key = b"w-%012d" % number
                     added = batch.append(timestamp=None, key=key, value=self._value, headers=self._headers(key))
-                    assert added is not None, "a batch of starts holds BATCH_RECORDS_MAX records"
+                    assert added is not None, "a batch of starts holds that many records"
                 to = self._events[numbers[at] % partitions]
                 sent.append(await self._producer.send_batch(batch, to.topic, partition=to.partition))
         await asyncio.gather(*sent)

@@ -35,8 +35,6 @@ from benchmarks.settings import (
     PipelineSettings,
 )
 from benchmarks.topics import delete_topics, make_topics
-from sagalog.engine.client import Client
-from sagalog.schemas.events import TYPE_OF, WorkflowStarted, encode_event
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.specs import Topics, all_specs
 
@@ -197,11 +195,7 @@ async def _start_record(
     """The value of a start, and its type where the reader wants one."""
     if kind == FLOOR:
         return raw.payload(0, settings.payload_bytes), None
-    definition = system.definition()
-    async with Client(log, topics) as client:
-        await client.register(definition)
-    start = WorkflowStarted(f"{definition.name}@{definition.hash}", system.payload(settings.payload_bytes))
-    return encode_event(start), TYPE_OF[WorkflowStarted]
+    return await system.register(log, topics, settings.payload_bytes)
 
 
 def _check_results(values: list[bytes]) -> None:

@@ -108,7 +108,7 @@ async def _run(topics: Topics, bootstrap: str, settings: RecoverySettings, logs:
                 async with running("engine", arguments, logs) as first:
                     await first.ready()
                     await _open_workflows(log, topics, client, commands, agents, settings)
-                    await _snapshot(log, topics, settings.partitions)
+                    await snapshot_taken(log, topics, settings.partitions)
                     await client.start_many(agents[0], _inputs("late", range(LATE_STARTS), settings))
                     killed_at = await first.kill()
                 async with running("engine", arguments, logs) as second:
@@ -178,7 +178,7 @@ async def _fail(producer: Producer, events: TopicPartition, values: list[bytes |
     await producer.append(*events, failures)
 
 
-async def _snapshot(log: KafkaLog, topics: Topics, partitions: int) -> None:
+async def snapshot_taken(log: KafkaLog, topics: Topics, partitions: int) -> None:
     """Waits until the engine's snapshots cover everything: a snapshot's transaction carries the group's offset."""
     events = [TopicPartition(topics.events, number) for number in range(partitions)]
     reader = await log.read(dict.fromkeys(events, 0), committed=False)

@@ -48,6 +48,17 @@ class PipelineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """Of `cluster`."""
+
+    runs: int = 3
+    partitions: int = 8
+    payload_bytes: int = 500
+    workflows_per_second: int = 100
+    session_timeout_ms: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
 class RecoverySettings:
     """Of `recovery`."""
 

@@ -13,14 +13,15 @@ from benchmarks.settings import AGENT, STEPS, BenchError
 from sagalog.agents.agent import agent
 from sagalog.agents.context import Context
 from sagalog.agents.host import AgentHost
+from sagalog.engine.client import Client
 from sagalog.engine.runtime.engine import Engine
 from sagalog.engine.runtime.processor import Phase
 from sagalog.infra.clock import SystemClock, SystemRng
 from sagalog.schemas.commands import parse_command
 from sagalog.schemas.definitions import Definition, Step, from_input, from_step
-from sagalog.schemas.events import TYPE_OF, StepCompleted, encode_event
+from sagalog.schemas.events import TYPE_OF, StepCompleted, WorkflowStarted, encode_event
 from sagalog.topics.kafka import KafkaLog
-from sagalog.topics.log import Out, TopicPartition
+from sagalog.topics.log import Log, Out, TopicPartition
 from sagalog.topics.specs import Topics
 
 PHASE_SECONDS: Final = 0.005
@@ -49,6 +50,15 @@ def definition() -> Definition:
             for number, name in enumerate(NAMES)
         ),
     )
+
+
+async def register(log: Log, topics: Topics, payload_bytes: int) -> tuple[bytes, str]:
+    """Makes the definition known; returns the value of a start of it, and its type."""
+    found = definition()
+    async with Client(log, topics) as client:
+        await client.register(found)
+    start = WorkflowStarted(f"{found.name}@{found.hash}", payload(payload_bytes))
+    return encode_event(start), TYPE_OF[WorkflowStarted]
 
 
 async def engine(arguments: dict[str, Any], stop: asyncio.Event, latency: Latency, say: Callable[..., None]) -> None:

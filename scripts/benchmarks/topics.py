@@ -18,9 +18,11 @@ VISIBLE_SECONDS_MAX: Final = 30.0
 VISIBLE_CHECK_SECONDS: Final = 0.05
 
 
-async def make_topics(log: Log, topics: Topics, specs: Sequence[TopicSpec], partitions: int) -> None:
+async def make_topics(
+    log: Log, topics: Topics, specs: Sequence[TopicSpec], partitions: int, *, replication: int = 1
+) -> None:
     """Provisions and waits: a broker acknowledges a topic a moment before it tells others that there is one."""
-    await provision(log, topics, specs, partitions=partitions, replication=1)
+    await provision(log, topics, specs, partitions=partitions, replication=replication)
     names = {topics.name(spec) for spec in specs}
     until = time.monotonic() + VISIBLE_SECONDS_MAX
     while missing := names - (await log.describe(sorted(names))).keys():

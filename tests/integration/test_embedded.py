@@ -24,6 +24,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from sagalog.infra.embedded import EmbeddedStack, jars, lock, postgres, stack
+from sagalog.infra.embedded.cluster import led, wait_in_sync
 from sagalog.infra.embedded.prepare import prepare
 from sagalog.infra.embedded.runtime import Runtime
 from sagalog.infra.errors import (
@@ -122,10 +123,10 @@ def owner(
             process.kill()
 
 
-async def write(bootstrap: str, topic: str, values: list[bytes]) -> None:
+async def write(bootstrap: str, topic: str, values: list[bytes], replication: int = 1) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
-    await admin.create_topics([NewTopic(topic, num_partitions=2, replication_factor=1)])
+    await admin.create_topics([NewTopic(topic, num_partitions=2, replication_factor=replication)])
     await admin.close()
     await append(bootstrap, topic, values)
 
@@ -447,3 +448,23 @@ def test_the_command_prints_addresses_and_stops_on_a_signal(how: signal.Signals,
         finally:
             process.kill()
     assert (tmp_path / "data" / "kafka" / "data" / ".kafka_cleanshutdown").exists()
+
+
+async def test_a_cluster_keeps_its_data_and_goes_on_without_one_node(tmp_path: Path) -> None:
+    with EmbeddedStack(tmp_path / "stack", postgres=False, brokers=3) as cluster:
+        await write(cluster.bootstrap, "kept", [b"one", b"two"], replication=3)
+        await asyncio.to_thread(wait_in_sync, cluster.brokers, 30_000)
+
+    with EmbeddedStack(tmp_path / "stack", postgres=False, brokers=3) as cluster:
+        await asyncio.to_thread(wait_in_sync, cluster.brokers, 30_000)
+        leaders = led(cluster.brokers, "kept")
+        victim = cluster.brokers[next(iter(leaders)) - 1]
+        await asyncio.to_thread(victim.kill)
+        await append(cluster.bootstrap, "kept", [b"three"])
+        assert victim.node_id not in led(cluster.brokers, "kept")
+        with pytest.raises(ProcessStateError, match="not in sync within 1 ms"):
+            await asyncio.to_thread(wait_in_sync, cluster.brokers, 1)
+
+        await asyncio.to_thread(victim.start)
+        await asyncio.to_thread(wait_in_sync, cluster.brokers, 30_000)
+        assert await read(cluster.bootstrap, "kept", 3) == [b"one", b"two", b"three"]

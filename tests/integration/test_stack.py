@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from sagalog.infra.embedded import kafka, postgres
+from sagalog.infra.embedded.cluster import Quorum
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.log import Out, TopicPartition
 from sagalog.topics.specs import Topics
@@ -91,7 +92,8 @@ async def test_a_group_is_formed_without_delay(log: KafkaLog, provisioned: Topic
 
 async def test_kafka_has_the_declared_settings(stack: Stack) -> None:
     _ = stack.kafka  # skips when it is not ours
-    lines = (line.partition("=") for line in kafka.CONFIG.splitlines() if line and not line.startswith("#"))
+    text = kafka.configuration(0, "", Quorum("", (0,)))
+    lines = (line.partition("=") for line in text.splitlines() if line and not line.startswith("#"))
     declared = {name: value for name, _, value in lines if name not in KAFKA_PLACES}
     admin = AIOKafkaAdminClient(bootstrap_servers=stack.bootstrap)
     await admin.start()

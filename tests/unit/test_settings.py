@@ -32,6 +32,7 @@ def test_defaults_are_an_embedded_stack() -> None:
         "prefix": "sagalog",
         "partitions": 8,
         "replication": 1,
+        "min_insync_replicas": None,
         "data_dir": None,
         "cache_dir": None,
         "maven_url": None,
@@ -175,6 +176,13 @@ def test_two_wrong_settings_are_two_sentences() -> None:
         load_settings(partitions=0, replication=0)
 
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_no_more_replicas_must_be_in_sync_than_there_are() -> None:
+    with pytest.raises(SettingsError, match="min_insync_replicas 3 is more than replication 2"):
+        load_settings(replication=2, min_insync_replicas=3)
+
+    assert load_settings(replication=3, min_insync_replicas=2).min_insync_replicas == 2
 
 
 def test_sasl_is_whole_or_absent() -> None:

@@ -12,7 +12,7 @@ from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.limits import RECORD_BYTES_MAX
 from sagalog.topics import specs
 from sagalog.topics.log import Log, TopicDescription
-from sagalog.topics.provision import CHECKED, TopicMismatch, check, provision
+from sagalog.topics.provision import CHECKED, TopicMismatch, check, provision, provision_beside
 from sagalog.topics.specs import FIXED, Keyed, Topics, TopicSpec, all_specs
 
 TOPICS = Topics("test")
@@ -73,6 +73,28 @@ async def test_only_what_is_missing_is_made() -> None:
 
     assert await run(cluster, wanted=wanted) == ["test.commands.bank"]
     assert cluster.topics["test.commands.bank"].partitions == 8
+
+
+async def test_replicas_that_must_be_in_sync_are_set_when_asked_for() -> None:
+    cluster = Cluster()
+
+    await provision(cast(Log, cluster), TOPICS, [specs.EVENTS], partitions=8, replication=3, min_insync_replicas=2)
+
+    config = cluster.topics["test.events"].config
+    assert config == {**specs.EVENTS.config, "min.insync.replicas": "2"}
+
+
+@pytest.mark.parametrize(("given", "found"), [(2, "2"), (None, None)])
+async def test_what_lies_beside_events_is_as_safe_as_events(given: int | None, found: str | None) -> None:
+    cluster = Cluster()
+    log = cast(Log, cluster)
+    await provision(log, TOPICS, [specs.EVENTS], partitions=4, replication=3, min_insync_replicas=given)
+
+    made = await provision_beside(log, TOPICS, [specs.commands("bank")], cluster.topics["test.events"])
+
+    topic = cluster.topics["test.commands.bank"]
+    assert made == [topic.name]
+    assert (topic.partitions, topic.replication, topic.config.get("min.insync.replicas")) == (4, 3, found)
 
 
 async def test_a_wrong_number_of_partitions_is_refused_before_anything_is_made() -> None:
