@@ -94,6 +94,12 @@ class Settings(BaseSettings):
         le=300_000,
         description="Milliseconds without a sign of life after which a member's work is reassigned",
     )
+    standbys: int = Field(
+        1, ge=0, le=8, description="How many engines stand by for each partition, to take it over within milliseconds"
+    )
+    rack: str | None = Field(
+        None, min_length=1, max_length=200, description="Where this engine runs; standbys are put elsewhere than owners"
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="How to talk to Kafka"
     )

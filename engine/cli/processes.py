@@ -252,6 +252,8 @@ async def _run_engine(log: KafkaLog, found: Settings, stop: asyncio.Event, metri
         rng=SystemRng(),
         snapshot_interval_ms=found.snapshot_interval_ms,
         metrics=EngineMetrics(REGISTRY),
+        standbys=found.standbys,
+        rack=found.rack,
     )
     serve_metrics(metrics_port, REGISTRY, "engine")
     await running.run(stop)

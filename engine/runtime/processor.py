@@ -109,6 +109,8 @@ class Processor:
         self._started_ms = clock.monotonic_ms()
         self._snapshotting = asyncio.Lock()
         self._live_since_ms: int | None = None
+        self.took_ms = 0
+        """From its promotion until it was live."""
         self.live = asyncio.Event()
         self.stopped = asyncio.Event()
 
@@ -272,9 +274,9 @@ class Processor:
         self.machine.go_live(self._clock.now_ms(), succession=self._succession)
         self._live_since_ms = self._clock.monotonic_ms()
         self.live.set()
-        took_ms = self._clock.monotonic_ms() - self._started_ms
-        self._metrics.takeover_seconds.observe(took_ms / 1000)
-        logger.info("%s/%d: live, epoch %d, after %d ms", *self.input, self._claim, took_ms)
+        self.took_ms = self._clock.monotonic_ms() - self._started_ms
+        self._metrics.takeover_seconds.observe(self.took_ms / 1000)
+        logger.info("%s/%d: live, epoch %d, after %d ms", *self.input, self._claim, self.took_ms)
 
     def claim_lost(self, epoch: int, member: str) -> None:
         if member == self._member and epoch == self._claim and self.phase is Phase.CATCHING_UP:

@@ -29,10 +29,12 @@ from benchmarks.settings import (
     ClusterSettings,
     PipelineSettings,
     RecoverySettings,
+    TakeoverSettings,
 )
 from benchmarks.sizing import Demand
 from benchmarks.start import start
 from benchmarks.system import PAYLOAD_FRAME
+from benchmarks.takeover import takeover
 from sagalog.infra.embedded.stack import EmbeddedStack
 from sagalog.schemas.errors import SagalogError
 
@@ -46,11 +48,12 @@ Measures sagalog on an embedded Kafka of its own, which is gone afterwards.
   floor     a bare aiokafka loop without logic: events in, commands out, agent back (batches, idempotent producers)
   engine    the real engine and agent host, in turn with the floor; ratios are taken within neighbouring pairs
   recovery  kill -9 with many open workflows: seconds until the first command goes out again
+  takeover  two engines that stand by for each other, among many open workflows: one is killed, one restarted
   cluster   kill -9 one of three brokers under load: the longest time without a result
   size      how many partitions, processes and bytes so many workflows a day need, from measured costs
   start     seconds until the embedded servers answer
   fold      the fold without a broker: processor time per event, bytes per idle workflow
-  all       engine, recovery, start and fold
+  all       engine, recovery, takeover, start and fold
 """
 EXAMPLES: Final = """\
 examples:
@@ -62,6 +65,7 @@ examples:
   scripts/bench size --workflows-per-day 1000000 --steps 6 --payload-bytes 2000
   scripts/bench size --measure --check        this machine's costs, and how well they predict a run
   scripts/bench recovery --workflows 100000 --session-timeout-ms 6000
+  scripts/bench takeover --workflows 200000 --partitions 2
 
 A figure is min, median and max over the runs. Compare figures of one machine only, and ratios across machines.
 """
@@ -202,6 +206,15 @@ async def _run(
         reports.append(await pipeline.engine(stack.bootstrap, pipelined, found, logs, progress))
     if options.name in ("recovery", "all"):
         reports.append(await recovery(stack.bootstrap, recovering, found, logs, progress))
+    if options.name in ("takeover", "all"):
+        standing_by = TakeoverSettings(
+            runs=options.runs,
+            workflows=options.workflows,
+            partitions=options.partitions,
+            payload_bytes=options.payload_bytes,
+            session_timeout_ms=options.session_timeout_ms,
+        )
+        reports.append(await takeover(stack.bootstrap, standing_by, found, logs, progress))
     if options.name == "cluster":
         killing = ClusterSettings(
             runs=options.runs,
@@ -228,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "name",
         metavar="NAME",
-        choices=("floor", "engine", "recovery", "cluster", "size", "start", "fold", "all"),
+        choices=("floor", "engine", "recovery", "takeover", "cluster", "size", "start", "fold", "all"),
         help="see above",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -271,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
         default=ClusterSettings().workflows_per_second,
         help="started steadily (default: %(default)s)",
     )
-    crash = parser.add_argument_group("recovery; the session time-out also of cluster")
+    crash = parser.add_argument_group("recovery, takeover; the session time-out also of cluster")
     crash.add_argument(
         "--workflows", type=_whole(1, 1_000_000), default=recovering.workflows, help="open ones (default: %(default)s)"
     )

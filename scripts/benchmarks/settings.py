@@ -59,6 +59,17 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeoverSettings:
+    """Of `takeover`."""
+
+    runs: int = 3
+    workflows: int = 20_000
+    partitions: int = 8
+    payload_bytes: int = 500
+    session_timeout_ms: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
 class RecoverySettings:
     """Of `recovery`."""
 

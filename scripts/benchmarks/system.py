@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from sagalog.agents.context import Context
 from sagalog.agents.host import AgentHost
 from sagalog.engine.client import Client
 from sagalog.engine.runtime.engine import Engine
-from sagalog.engine.runtime.processor import Phase
+from sagalog.engine.runtime.processor import Phase, Processor
 from sagalog.infra.clock import SystemClock, SystemRng
 from sagalog.schemas.commands import parse_command
 from sagalog.schemas.definitions import Definition, Step, from_input, from_step
@@ -65,7 +66,8 @@ async def engine(arguments: dict[str, Any], stop: asyncio.Event, latency: Latenc
     """The engine as it is deployed: uvloop, metrics, snapshots at their default interval."""
     log = KafkaLog(arguments["bootstrap"], session_timeout_ms=arguments.get("session_timeout_ms", 10_000))
     found = Engine(log, Topics(arguments["prefix"]), clock=SystemClock(), rng=SystemRng())
-    watch = asyncio.create_task(_watch(found, arguments["partitions"], say))
+    watching = _watch_phases(found, say) if arguments.get("phases") else _watch(found, arguments["partitions"], say)
+    watch = asyncio.create_task(watching)
     try:
         await found.run(stop)
     finally:
@@ -89,6 +91,24 @@ async def _watch(found: Engine, partitions: int, say: Callable[..., None]) -> No
                 break
             await asyncio.sleep(PHASE_SECONDS)
         say(event)
+
+
+async def _watch_phases(found: Engine, say: Callable[..., None]) -> None:
+    """Says whenever a partition of events has become live, and how many are in which phase when that has changed."""
+    live: set[Processor] = set()
+    counts: Counter[str] = Counter()
+    while True:
+        processors = found.session.processors if found.session is not None else {}
+        mine = [processor for at, processor in processors.items() if at.topic == found.topics.events]
+        for processor in mine:
+            if processor.phase is Phase.LIVE and processor not in live:
+                live.add(processor)
+                say("live", partition=processor.input.partition, took_ms=processor.took_ms)
+        now = Counter(processor.phase.value for processor in mine)
+        if now != counts:
+            counts = now
+            say("phases", **counts)
+        await asyncio.sleep(PHASE_SECONDS)
 
 
 async def raw_agent(arguments: dict[str, Any], stop: asyncio.Event, latency: Latency, say: Callable[..., None]) -> None:

@@ -40,6 +40,8 @@ def test_defaults_are_an_embedded_stack() -> None:
         "metrics_port": None,
         "log_level": "INFO",
         "session_timeout_ms": 10_000,
+        "standbys": 1,
+        "rack": None,
         "security_protocol": "PLAINTEXT",
         "sasl_mechanism": None,
         "sasl_username": None,
