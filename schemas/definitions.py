@@ -580,7 +580,9 @@ def _check_kind(step: Step, where: str, reachable: set[str]) -> None:
         given = " and ".join(named) or "none"
         raise _Refused(where, f"needs exactly one of {', '.join(kinds)}; it has {given}")
     if step.workflow is not None:
-        for name in ("timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms", "service"):
+        of_agents = ("timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms")
+        falls_back = any(fallback.agent is not None for fallback in fallbacks_of(step))
+        for name in ("service",) if falls_back else ("service", *of_agents):
             if getattr(step, name) != Step.model_fields[name].default:
                 raise _Refused(
                     f"{where}.{name}", "is of agents' attempts, and a workflow does this step; see workflow.timeout_ms"

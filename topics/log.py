@@ -135,10 +135,7 @@ class Reader(Consumer, Protocol):
     """Reads fixed partitions, which may be exchanged for others."""
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Reads these partitions from these offsets from now on, and no others. Never blocks.
-
-        A `poll` that is under way may still return what was fetched before.
-        """
+        """Reads these partitions from these offsets from now on, and no others, also in a `poll` under way. Never blocks."""
 
 
 class Producer(Protocol):

@@ -153,19 +153,19 @@ class CircuitMachine:
         offset = self._fold.offset
         if not self._dirty and offset == self._cut_offset and not always:
             return None
-        found: list[Out] = []
-        for service in self._dirty:
-            circuit = self._fold.circuits[service]
-            raw = encode(dump_circuit(circuit))
-            self._digest.put(service, raw)
-            found.append(
-                Out(
-                    service.encode(),
-                    raw,
-                    outputs.headers(records.TYPE_CIRCUIT, f"{service}@{circuit.at_offset}"),
-                )
-            )
-        self._dirty.clear()
+        dirty, self._dirty = self._dirty, {}
+        self._cut_offset = offset
+        cut = Cut(offset, [], dirty, self._checkpoint, lambda: self._mark(offset, leaving=leaving))
+        return cut.finish()  # there are few
+
+    def _checkpoint(self, service: str) -> Out:
+        circuit = self._fold.circuits[service]
+        raw = encode(dump_circuit(circuit))
+        self._digest.put(service, raw)
+        headers = outputs.headers(records.TYPE_CIRCUIT, f"{service}@{circuit.at_offset}")
+        return Out(service.encode(), raw, headers)
+
+    def _mark(self, offset: int, *, leaving: bool) -> Out:
         marker: MarkerRecord = {
             "at_offset": offset,
             "epoch": self._fold.epoch,
@@ -176,8 +176,4 @@ class CircuitMachine:
         }
         if leaving:
             marker["leaving"] = True
-        found.append(
-            Out(MARKER_KEY.encode(), encode(marker), outputs.headers(records.TYPE_MARKER, f"{MARKER_KEY}@{offset}"))
-        )
-        self._cut_offset = offset
-        return Cut(offset, found)
+        return Out(MARKER_KEY.encode(), encode(marker), outputs.headers(records.TYPE_MARKER, f"{MARKER_KEY}@{offset}"))

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from typing import Any
 
@@ -160,9 +160,6 @@ class Session:
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._circuits: dict[str, CircuitView] = {}
         self._failures: dict[TopicPartition, int] = {}
-        self._polls = 0
-        self._feed_from = 0
-        """The first poll that began after the positions were set: what earlier polls bring may be from elsewhere."""
         self.was_live = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -197,14 +194,13 @@ class Session:
         assert self._reader is not None and self._producer is not None
         reader, producer = self._reader, self._producer
         while not leaving.done():
-            self._polls += 1
             batches = await reader.poll(self._poll_ms(), POLL_RECORDS_MAX)
             if self._broken.done():
                 self._broken.result()
             for partition, messages in batches.items():
                 processor = self.processors.get(TopicPartition(*partition))
                 if processor is not None and processor.reads:
-                    self._feed(processor, messages)
+                    processor.feed(messages)
             now_ms, monotonic_ms = self._clock.now_ms(), self._clock.monotonic_ms()
             for partition, processor in list(self.processors.items()):
                 processor.tick(now_ms, monotonic_ms)
@@ -217,20 +213,10 @@ class Session:
                 # The broker takes less than the fold makes: nothing more is read until it has caught up.
                 await producer.below(PENDING_RECORDS_MAX // 2)
 
-    def _feed(self, processor: Processor, messages: Sequence[Message]) -> None:
-        """Feeds what follows on the last applied offset, and nothing else.
-
-        A poll that was under way when the positions were set may bring records from elsewhere. One that began later brings what
-        is next in the log, even where offsets are missing (transaction markers of other writers).
-        """
-        if messages[0].offset == processor.position or self._polls >= self._feed_from:
-            processor.feed(messages)
-
     def _read(self) -> None:
         """What is folded here is read from here on, each partition from where its fold is."""
         assert self._reader is not None
         self._reader.assign({p.input: p.position for p in self.processors.values() if p.reads})
-        self._feed_from = self._polls + 1
 
     def _poll_ms(self) -> int:
         now_ms = self._clock.now_ms()

@@ -32,6 +32,10 @@ LOAD_POLL_MS: Final = 1_000
 """How long a read of checkpoints waits for what must be there."""
 FOLLOW_POLL_MS: Final = 1_000
 """How long a standby's read waits for new checkpoints; a promotion does not wait for it."""
+CUT_WORKFLOWS: Final = 64
+"""Checkpoints encoded for a snapshot at a time: 2 ms, between which records are folded."""
+CUT_PAUSE_S: Final = 0.0
+"""How long between them; 0 is one turn of the event loop."""
 SUCCESSION_TIMEOUT_S: Final = 2.0
 """How long a new owner waits for the last marker of one that hands over, before it sends again what that one may have sent."""
 MEMBER_POLL_MS: Final = 10_000

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from itertools import islice
+from typing import Protocol, Self
 
 from sagalog.schemas.records import MarkerRecord
 from sagalog.topics.log import Message, Out, TopicPartition
@@ -13,12 +13,47 @@ Append = Callable[[str, int, Sequence[Out]], None]
 """Queues records for a topic-partition; what fails fails the processor."""
 
 
-@dataclass(frozen=True, slots=True)
 class Cut:
-    """The state at an offset, as records: everything whose checkpoint changed since the cut before."""
+    """The state at an offset, as records: everything whose checkpoint changed since the cut before.
 
-    offset: int
-    records: Sequence[Out]
+    They are encoded some at a time, so that folding can go on meanwhile: what is about to change is encoded first, as it is.
+    """
+
+    def __init__(
+        self,
+        offset: int,
+        records: list[Out],
+        changed: Iterable[str],
+        encode: Callable[[str], Out],
+        last: Callable[[], Out],
+    ) -> None:
+        self.offset = offset
+        self.records = records
+        """Complete once `advance` has said so."""
+        self._left = dict.fromkeys(changed)
+        self._encode = encode
+        self._last: Callable[[], Out] | None = last
+
+    def before(self, key: str) -> None:
+        """The state of `key` is about to change."""
+        if key in self._left:
+            del self._left[key]
+            self.records.append(self._encode(key))
+
+    def advance(self, count: int) -> bool:
+        """Encodes so many, and at the end the marker. True when there is no more."""
+        for key in list(islice(self._left, count)):
+            self.before(key)
+        if self._left or self._last is None:
+            return not self._left
+        self.records.append(self._last())
+        self._last = None
+        return True
+
+    def finish(self) -> Self:
+        """Encodes what is left, at once."""
+        self.advance(len(self._left))
+        return self
 
 
 class Ownership(Protocol):
@@ -79,8 +114,7 @@ class Machine(Protocol):
         """Sends what is aggregated (outcomes), so that a cut covers it."""
 
     def cut(self, *, leaving: bool = False, always: bool = False) -> Cut | None:
-        """The changes since the last cut; None when there are none, unless one is wanted `always`. Encoded at once, so that folding
-        can go on.
+        """The changes since the last cut; None when there are none, unless one is wanted `always`. One before must be complete.
 
         With `leaving` the marker says that this owner is about to hand over.
         """

@@ -44,6 +44,8 @@ from .digest import CheckpointsDamaged
 from .limits import (
     ACK_TIMEOUT_S,
     CLAIMS_MAX,
+    CUT_PAUSE_S,
+    CUT_WORKFLOWS,
     FOLLOW_POLL_MS,
     LOAD_POLL_MS,
     POLL_RECORDS_MAX,
@@ -367,6 +369,8 @@ class Processor:
         started_ms = self._clock.monotonic_ms()
         self._torn = True
         try:
+            while not cut.advance(CUT_WORKFLOWS):  # noqa: ASYNC110 - nothing is waited for: folding gets its turn
+                await asyncio.sleep(CUT_PAUSE_S)
             await self._commit(cut)
         except (LogError, TimeoutError) as error:
             self._metrics.snapshots.labels("fenced" if isinstance(error, Fenced) else "failed").inc()

@@ -141,6 +141,8 @@ class WorkflowMachine:
         self._loading_definitions: dict[str, bytes] = {}
         self._loading_withheld: set[str] = set()
         self._cut_offset = -1
+        self._cut: Cut | None = None
+        """One that is being encoded."""
         self._now_ms = 0
         self._monotonic_ms = 0
 
@@ -276,6 +278,8 @@ class WorkflowMachine:
         for message in messages:
             if message.offset <= self._fold.offset:
                 continue  # read again after a seek
+            if self._cut is not None:
+                self._before(self._cut, message)
             apply(outputs.to_record(message), effects)
             if effects:
                 self._handle(message, effects, ownership)
@@ -660,7 +664,8 @@ class WorkflowMachine:
                 if direction is Direction.COMPENSATE and undone_by_child(step, spec):
                     continue
                 lost_id = state.command_id(name, attempt, direction)
-                if self._losses.get(lost_id) is None and not self.gate.holds(lost_id):
+                waits = self.gate.holds(lost_id) or lost_id in self._unsaid.commands
+                if self._losses.get(lost_id) is None and not waits:
                     watched = Watched(workflow_id, name, attempt, direction.value, run=state.run_mark)
                     self._lose(lost_id, watched, "no answer in time since the engine took over")
 
@@ -681,38 +686,47 @@ class WorkflowMachine:
         offset = self._fold.offset
         if not self._dirty and not self._new_definitions and offset == self._cut_offset and not always:
             return None
-        found: list[Out] = []
-        for hash_, encoded in self._new_definitions.items():
-            found.append(
-                Out(
-                    (DEFINITION_KEY + hash_).encode(),
-                    encoded,
-                    outputs.headers(records.TYPE_DEFINITION, f"{DEFINITION_KEY}{hash_}"),
-                )
+        found = [
+            Out(
+                (DEFINITION_KEY + hash_).encode(),
+                encoded,
+                outputs.headers(records.TYPE_DEFINITION, f"{DEFINITION_KEY}{hash_}"),
             )
-        resting: dict[str, bytes] = {}
-        for workflow_id in self._dirty:
-            found.append(self._checkpoint(workflow_id, resting))
-        self._rest(resting)
-        self._new_definitions.clear()
-        self._dirty.clear()
+            for hash_, encoded in self._new_definitions.items()
+        ]
         marker: MarkerRecord = {
             "at_offset": offset,
             "epoch": self._fold.epoch,
             "member": self._fold.member,
             "definitions": list(self._fold.plans),
-            "workflows": len(self._digest),
-            "digest": self._digest.hex(),
+            "workflows": 0,
+            "digest": "",
         }
         if leaving:
             marker["leaving"] = True
-        found.append(
-            Out(MARKER_KEY.encode(), encode(marker), outputs.headers(records.TYPE_MARKER, f"{MARKER_KEY}@{offset}"))
-        )
+        self._rest()
+        changed, self._dirty = self._dirty, {}
+        self._new_definitions.clear()
         self._cut_offset = offset
-        return Cut(offset, found)
+        self._cut = Cut(offset, found, changed, self._checkpoint, lambda: self._mark(marker))
+        return self._cut
 
-    def _checkpoint(self, workflow_id: str, resting: dict[str, bytes]) -> Out:
+    def _mark(self, marker: MarkerRecord) -> Out:
+        """The last record of a cut: its digest is over all checkpoints as they were at its offset."""
+        self._cut = None
+        marker["workflows"], marker["digest"] = len(self._digest), self._digest.hex()
+        ce_id = f"{MARKER_KEY}@{marker['at_offset']}"
+        return Out(MARKER_KEY.encode(), encode(marker), outputs.headers(records.TYPE_MARKER, ce_id))
+
+    def _before(self, cut: Cut, message: Message) -> None:
+        """A record is about to be folded while a cut is being encoded."""
+        key = (message.key or b"").decode(errors="replace")
+        if key.startswith(DEFINITION_KEY):
+            cut.finish()  # whatever waits for the definition changes with it
+        else:
+            cut.before(key)
+
+    def _checkpoint(self, workflow_id: str) -> Out:
         schedule = self._fold.schedules.get(workflow_id)
         if schedule is not None:
             raw = encode(dump_schedule(schedule))
@@ -737,16 +751,16 @@ class WorkflowMachine:
             extra.append((WITHHELD, b"1"))
             raw = encode(document)
         else:
-            resting[workflow_id] = raw
+            self._resting[workflow_id] = raw
         return outputs.checkpoint(workflow_id, raw, state.at_offset, extra)
 
-    def _rest(self, resting: dict[str, bytes]) -> None:
+    def _rest(self) -> None:
         """Workflows that were not touched for a whole snapshot interval go back to bytes."""
         for workflow_id, raw in self._resting.items():
             if workflow_id not in self._dirty:
                 self._fold.rest(workflow_id, raw)
         self._fold.rest_unchanged()
-        self._resting = resting
+        self._resting = {}
 
 
 def _hints(state: WorkflowState, plan: Plan | None) -> list[tuple[str, bytes]]:

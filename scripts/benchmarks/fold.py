@@ -140,7 +140,9 @@ def _measure(world: _World, log: Sequence[_Message]) -> float:
         machine.fold(log[start : start + BATCH], world)
         sent.clear()
         if start % CUT_EVERY == 0:
-            machine.cut()
+            cut = machine.cut()
+            if cut is not None:
+                cut.finish()
     return (time.process_time() - began) / len(log) * 1e6
 
 

@@ -155,7 +155,15 @@ def _child_step(rng: random.Random, step: Step) -> Step:
         budget=step.budget,
         irreversible=rng.random() < 0.1,
         input=FromInput(input=""),
+        **_of_agents(step),
     )
+
+
+def _of_agents(step: Step) -> dict[str, int]:
+    """Of the agents among a step's fallbacks, if there are any."""
+    if all(fallback.agent is None for fallback in step.fallbacks):
+        return {}
+    return {"timeout_ms": step.timeout_ms, "start_timeout_ms": step.start_timeout_ms}
 
 
 def _waiting(rng: random.Random, name: str, before: list[str]) -> Step:

@@ -20,6 +20,7 @@ from typing import Any, Final
 from sagalog.engine.audit import verify
 from sagalog.engine.projection.projector import projected
 from sagalog.engine.projection.verification import ProjectedRows
+from sagalog.engine.runtime import processor
 from sagalog.infra.simulation import SimulatedClock, SimulationLoop
 from sagalog.schemas.codec import decode_object
 from sagalog.topics.log import TopicPartition
@@ -80,6 +81,8 @@ def run_plan(plan: Plan, *, plant: str | None = None, as_is: bool = False) -> Ou
     with _no_collector(), Patch() as patch:
         for mend in () if as_is else KNOWN:
             mend(patch)
+        for name, value in zip(("CUT_WORKFLOWS", "CUT_PAUSE_S"), plan.cut, strict=True):
+            patch.set(processor, name, value)
         if plant is not None:
             BUGS[plant].plant(patch)
         rng = random.Random(f"run/{plan.seed}")

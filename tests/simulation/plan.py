@@ -168,6 +168,8 @@ class Plan:
     sql_faults: dict[str, Any] = field(default_factory=dict)
     """Arguments of the database's `SqlFaults`."""
     timetables: tuple[Timetable, ...] = ()
+    cut: tuple[int, float] = (64, 0.0)
+    """Checkpoints encoded for a snapshot before folding goes on, and for how many seconds; so that it meets one half done."""
 
 
 def plan_of(seed: int, *, projected: bool | None = None) -> Plan:
@@ -206,6 +208,7 @@ def _plan_of(seed: int) -> Plan:
         faults=() if calm else tuple(_faults(rng, chaos_ms, engines, hosts)),
         log_faults={} if calm else _log_faults(rng),
         changes=changes,
+        cut=random.Random(f"{seed}/cut").choice(((1, 0.01), (2, 0.0), (64, 0.0))),
         timetables=timetables(random.Random(f"{seed}/schedules"), definitions[1:], chaos_ms),
     )
     return replace(plan, starts=with_migrations(seed, plan.starts, definitions, changes))

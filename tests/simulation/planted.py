@@ -229,9 +229,9 @@ def marker_without_new_definitions(patch: Patch) -> None:
     """A definition that came since the last snapshot is in the marker, but not beside it."""
     original = WorkflowMachine.cut
 
-    def cut(self: Any) -> Any:
+    def cut(self: Any, **more: Any) -> Any:
         self._new_definitions.clear()
-        return original(self)
+        return original(self, **more)
 
     patch.set(WorkflowMachine, "cut", cut)
 
@@ -249,7 +249,7 @@ def dirty_forgotten_on_failed_snapshot(patch: Patch) -> None:
             if cut is None:
                 return False
             try:
-                await self._commit(cut)
+                await self._commit(cut.finish())
             except Exception:  # noqa: BLE001 - the mistake
                 self._transactions = await self._log.transactional(self._transactional_id)
                 return False
@@ -271,16 +271,6 @@ def ownership_loss_ignored(patch: Patch) -> None:
 
 
 @bug
-def read_from_anywhere(patch: Patch) -> None:
-    """When other partitions are read than before, a poll that was under way is believed."""
-
-    def feed(self: Any, processor: Any, messages: Any) -> None:
-        processor.feed(messages)
-
-    patch.set(Session, "_feed", feed)
-
-
-@bug
 def standby_keeps_what_it_looked_at(patch: Patch) -> None:
     """A workflow that was decoded while a standby loads stays as it was then, whatever checkpoints follow."""
 
@@ -299,19 +289,6 @@ def standby_keeps_what_it_looked_at(patch: Patch) -> None:
 
     patch.set(partition.Partition, "load_checkpoint", load_checkpoint)
     patch.set(Session, "_on_heartbeat", on_heartbeat)
-
-
-@bug
-def standby_forgets_no_definition(patch: Patch) -> None:
-    """A workflow that waited for its definition when a standby began to load waits for it for ever."""
-
-    def load_checkpoint(self: Any, workflow_id: str, raw: bytes, *, waiting: bool) -> None:
-        self.cold[workflow_id] = raw
-        self.hot.pop(workflow_id, None)
-        if waiting:
-            self.waiting.add(workflow_id)
-
-    patch.set(partition.Partition, "load_checkpoint", load_checkpoint)
 
 
 @bug

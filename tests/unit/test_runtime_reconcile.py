@@ -36,6 +36,7 @@ def asked(world: World, saga: Definition) -> list[tuple[str, Any]]:
 def taken_over(world: World) -> World:
     cut = world.machine.cut()
     assert cut is not None
+    cut.finish()
     after = World(member="next", offset=world.offset, now_ms=world.now_ms)
     for found in cut.records:
         message: Any = Record(0, world.now_ms, found.key or b"", found.value or b"", found.headers, "t.checkpoints")
@@ -140,6 +141,7 @@ def test_a_checkpoint_says_what_is_asked() -> None:
     asked(world, asking())
     cut = world.machine.cut()
     assert cut is not None
+    cut.finish()
     document = next(orjson.loads(found.value or b"") for found in cut.records if found.key == b"w1")
 
     assert document["steps"][0]["status"] == "reconciling"

@@ -119,6 +119,7 @@ def test_what_a_checkpoint_says_is_out_is_lost_by_its_run() -> None:
     run = replaced(before)
     cut = before.machine.cut()
     assert cut is not None
+    cut.finish()
     world = World()
     for number, record in enumerate(cut.records):
         assert record.key is not None and record.value is not None

@@ -42,6 +42,7 @@ def next_owner(before: World, ms: int = 0) -> World:
     after = World("other", offset=before.offset, now_ms=before.now_ms + ms)
     cut = before.machine.cut()
     assert cut is not None
+    cut.finish()
     for offset, out in enumerate(cut.records):
         after.machine.load(_Stored(offset, after.now_ms, out.key or b"", out.value, out.headers))  # type: ignore[arg-type]
     after.machine.loaded(after.now_ms)
@@ -88,13 +89,16 @@ def test_a_take_over_keeps_the_schedule_and_its_timer_and_catches_up() -> None:
 def test_a_forgotten_schedule_leaves_a_tombstone_and_the_digest_agrees() -> None:
     owner = world()
     owner.fold(owner.record(ScheduleRemoved("over", "bob"), KEY, "remove-1"))
-    owner.machine.cut()
+    first = owner.machine.cut()
+    assert first is not None
+    first.finish()
     ((_, told),) = owner.tick(REMEMBER_MS)
     assert told["timer"] == "forget"
     owner.fold(owner.record(TimerFired(1, told["timer"], attempt=told["attempt"]), KEY))
 
     cut = owner.machine.cut()
     assert cut is not None
+    cut.finish()
     by_key = {out.key: out.value for out in cut.records}
     assert by_key[KEY.encode()] is None
     marker = orjson.loads(by_key[b"@marker"] or b"")

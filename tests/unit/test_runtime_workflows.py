@@ -125,6 +125,7 @@ def test_whoever_reads_a_newer_claim_in_the_middle_of_a_batch_sends_what_stands_
     assert [command["workflow_id"] for _, command in world.fold(*batch, behind)] == ["w1"]
     cut = world.machine.cut(leaving=True)
     assert cut is not None and cut.offset == batch[-1].offset
+    cut.finish()
     assert {record.key for record in cut.records} >= {b"w1", b"@marker"}, "it can hand over all that it has folded"
     assert world.machine.offset == batch[-1].offset, "what stands behind the claim is the other's"
     assert world.tick(60_000) == []
@@ -193,6 +194,7 @@ def test_a_command_that_was_parked_before_a_migration_goes_out_as_it_was_made_al
     first.fold(first.record(MigrationRequested(f"saga@{new.hash}", "ana", "why"), ce_id="move"))
     cut = first.machine.cut()
     assert cut is not None
+    cut.finish()
     for out in cut.records:
         second.machine.load(
             Record(0, START_MS, out.key or b"", out.value or b"", out.headers, topic="t.checkpoints")  # type: ignore[arg-type]
@@ -387,6 +389,7 @@ def test_what_is_answered_meanwhile_is_not_sent_again() -> None:
 def checkpoints_of(world: World) -> list[Record]:
     cut = world.machine.cut()
     assert cut is not None
+    cut.finish()
     return [
         Record(number, world.now_ms, record.key or b"", record.value or b"", record.headers, "t.checkpoints")
         for number, record in enumerate(cut.records)
@@ -407,6 +410,44 @@ def test_a_standby_knows_the_newest_checkpoint_even_if_somebody_has_looked_at_an
 
     state = standby.machine.fold_state.get("w1")
     assert state is not None and state.status is WorkflowStatus.COMPENSATING
+
+
+def test_a_snapshot_is_of_one_offset_although_folding_goes_on_while_it_is_encoded() -> None:
+    owner, successor = World(), World()
+    saga = definition()
+    owner.fold(
+        owner.record(Owned(1, "me"), "@owner"), *started(owner, saga), owner.record(WorkflowStarted("saga"), "w2")
+    )
+    cut = owner.machine.cut()
+    assert cut is not None and not cut.advance(1)
+    owner.fold(owner.record(CancelRequested("enough", "me"), "w1"), owner.record(CancelRequested("enough", "me"), "w2"))
+    assert cut.advance(10)
+    for number, record in enumerate(cut.records):
+        out = Record(number, owner.now_ms, record.key or b"", record.value or b"", record.headers, "t.checkpoints")
+        successor.machine.load(out)
+
+    marker = successor.machine.loaded(successor.now_ms)
+
+    assert marker is not None and marker["at_offset"] == cut.offset == owner.offset - 2
+    states = [successor.machine.fold_state.get(workflow_id) for workflow_id in ("w1", "w2")]
+    assert [state and state.status for state in states] == [WorkflowStatus.RUNNING] * 2
+    following = owner.machine.cut()
+    assert following is not None
+    assert {record.key for record in following.finish().records} == {b"w1", b"w2", b"@marker"}
+
+
+def test_what_waits_for_a_definition_is_in_the_snapshot_as_it_was_before_that_came() -> None:
+    owner = World()
+    saga = definition()
+    register, start = started(owner, saga)
+    start.offset, register.offset = 4, 5
+    owner.fold(owner.record(Owned(1, "me"), "@owner"), start)
+    cut = owner.machine.cut()
+    assert cut is not None
+    owner.fold(register)
+    assert cut.advance(10)
+    (waiting,) = (orjson.loads(record.value or b"") for record in cut.records if record.key == b"w1")
+    assert waiting["status"] == "waiting"
 
 
 def test_patience_counts_from_the_take_over_however_long_a_standby_has_stood_by() -> None:

@@ -40,6 +40,7 @@ from sagalog.schemas.events import (
 )
 from sagalog.schemas.ids import Direction
 from sagalog.schemas.limits import CHILD_DEPTH_MAX, PAYLOAD_BYTES_MAX, REMEMBER_MS
+from sagalog.schemas.statuses import WorkflowStatus
 
 from .driver import WORKFLOW, Driver, ignored, result, shown, step
 
@@ -507,6 +508,19 @@ def test_a_long_id_becomes_a_hash() -> None:
 def test_what_a_child_cannot_have_is_refused(more: dict[str, Any], problem: str) -> None:
     with pytest.raises(InvalidDefinition, match=problem):
         Definition(name="order", steps=(by_child("ship", **more),))
+
+
+def test_timeouts_are_of_the_agents_that_stand_in_for_a_child() -> None:
+    step = by_child("ship", timeout_ms=1_000, start_timeout_ms=2_000, fallback=Fallback(agent="courier"))
+    driver = Driver(SHIP, Definition(name="order", steps=(step,)))
+    (emitted,) = (e for e in driver.start("order") if isinstance(e, Emit))
+    assert isinstance(emitted.event, WorkflowStarted) and emitted.event.parent is not None
+    token = emitted.event.parent.token
+    failed = ChildEnded(
+        "ship", 1, Direction.EXECUTE, token, emitted.workflow_id, WorkflowStatus.FAILED, kind=FailureKind.TERMINAL
+    )
+    (sent,) = (e for e in driver.append(failed) if isinstance(e, Dispatch))
+    assert (sent.command.agent, sent.command.timeout_ms, sent.patience_ms) == ("courier", 1_000, 3_000)
 
 
 def test_the_events_between_the_two_are_what_they_say() -> None:
