@@ -89,7 +89,7 @@ class Settings(BaseSettings):
         "INFO", description="Least severity of what is logged"
     )
     session_timeout_ms: int = Field(
-        10_000,
+        6_000,
         ge=1_000,
         le=300_000,
         description="Milliseconds without a sign of life after which a member's work is reassigned",

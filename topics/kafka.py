@@ -116,7 +116,7 @@ class KafkaLog:
         bootstrap: str,
         *,
         security: KafkaSecurity | None = None,
-        session_timeout_ms: int = 10_000,
+        session_timeout_ms: int = 6_000,
         request_timeout_ms: int = 30_000,
     ) -> None:
         self.bootstrap = bootstrap

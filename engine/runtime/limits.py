@@ -28,6 +28,8 @@ LIVE_MS_TO_FORGIVE: Final = 30_000
 """How long a partition must have been live for its failures before to count no more."""
 SESSION_BACKOFF_MS: Final = (200, 5_000)
 """First and longest wait before an engine that lost its broker starts over."""
+PROGRESS_MS: Final = 2_000
+"""How often something that takes long says how far it is."""
 LOAD_POLL_MS: Final = 1_000
 """How long a read of checkpoints waits for what must be there."""
 FOLLOW_POLL_MS: Final = 1_000

@@ -53,6 +53,7 @@ from .limits import (
 )
 from .machine import Append, Cut, Machine
 from .metrics import EngineMetrics
+from .progress import Progress
 from .workflows import WITHHELD
 
 logger = logging.getLogger(__name__)
@@ -191,7 +192,12 @@ class Processor:
         """All transactions that have ended. One that is open is read when it ends, or is none of ours."""
         partition = self.machine.checkpoints
         end = (await reader.end_offsets([partition]))[partition]
-        while await reader.position(partition) < end:
+        progress = None
+        while (position := await reader.position(partition)) < end:
+            if progress is None:
+                progress = Progress(position, end, self._clock.monotonic_ms())
+            elif (said := progress.at(position, self._clock.monotonic_ms())) is not None:
+                logger.info("%s/%d: loading checkpoints, %s", *self.input, said)
             self._load((await reader.poll(LOAD_POLL_MS, POLL_RECORDS_MAX)).values())
 
     async def _load_more(self, reader: Consumer) -> None:

@@ -55,7 +55,7 @@ class ClusterSettings:
     partitions: int = 8
     payload_bytes: int = 500
     workflows_per_second: int = 100
-    session_timeout_ms: int = 10_000
+    session_timeout_ms: int = 6_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class TakeoverSettings:
     workflows: int = 20_000
     partitions: int = 8
     payload_bytes: int = 500
-    session_timeout_ms: int = 10_000
+    session_timeout_ms: int = 6_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +77,4 @@ class RecoverySettings:
     workflows: int = 20_000
     partitions: int = 8
     payload_bytes: int = 500
-    session_timeout_ms: int = 10_000
+    session_timeout_ms: int = 6_000

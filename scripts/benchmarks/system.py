@@ -64,7 +64,7 @@ async def register(log: Log, topics: Topics, payload_bytes: int) -> tuple[bytes,
 
 async def engine(arguments: dict[str, Any], stop: asyncio.Event, latency: Latency, say: Callable[..., None]) -> None:
     """The engine as it is deployed: uvloop, metrics, snapshots at their default interval."""
-    log = KafkaLog(arguments["bootstrap"], session_timeout_ms=arguments.get("session_timeout_ms", 10_000))
+    log = KafkaLog(arguments["bootstrap"], session_timeout_ms=arguments.get("session_timeout_ms", 6_000))
     found = Engine(log, Topics(arguments["prefix"]), clock=SystemClock(), rng=SystemRng())
     watching = _watch_phases(found, say) if arguments.get("phases") else _watch(found, arguments["partitions"], say)
     watch = asyncio.create_task(watching)

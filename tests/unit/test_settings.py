@@ -39,7 +39,7 @@ def test_defaults_are_an_embedded_stack() -> None:
         "snapshot_interval_ms": 200,
         "metrics_port": None,
         "log_level": "INFO",
-        "session_timeout_ms": 10_000,
+        "session_timeout_ms": 6_000,
         "standbys": 1,
         "rack": None,
         "security_protocol": "PLAINTEXT",
