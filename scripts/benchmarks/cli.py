@@ -30,11 +30,13 @@ from benchmarks.settings import (
     PipelineSettings,
     RecoverySettings,
     TakeoverSettings,
+    TimerSettings,
 )
 from benchmarks.sizing import Demand
 from benchmarks.start import start
 from benchmarks.system import PAYLOAD_FRAME
 from benchmarks.takeover import takeover
+from benchmarks.timers import timers
 from sagalog.infra.embedded.stack import EmbeddedStack
 from sagalog.schemas.errors import SagalogError
 
@@ -49,11 +51,12 @@ Measures sagalog on an embedded Kafka of its own, which is gone afterwards.
   engine    the real engine and agent host, in turn with the floor; ratios are taken within neighbouring pairs
   recovery  kill -9 with many open workflows: seconds until the first command goes out again
   takeover  two engines that stand by for each other, among many open workflows: one is killed, one restarted
+  timers    many workflows that sleep, some of which wake: how late
   cluster   kill -9 one of three brokers under load: the longest time without a result
   size      how many partitions, processes and bytes so many workflows a day need, from measured costs
   start     seconds until the embedded servers answer
   fold      the fold without a broker: processor time per event, bytes per idle workflow
-  all       engine, recovery, takeover, start and fold
+  all       engine, recovery, takeover, timers, start and fold
 """
 EXAMPLES: Final = """\
 examples:
@@ -66,6 +69,7 @@ examples:
   scripts/bench size --measure --check        this machine's costs, and how well they predict a run
   scripts/bench recovery --workflows 100000 --session-timeout-ms 6000
   scripts/bench takeover --workflows 200000 --partitions 2
+  scripts/bench timers --pending 1000000 --due-per-second 5000
 
 A figure is min, median and max over the runs. Compare figures of one machine only, and ratios across machines.
 """
@@ -215,6 +219,14 @@ async def _run(
             session_timeout_ms=options.session_timeout_ms,
         )
         reports.append(await takeover(stack.bootstrap, standing_by, found, logs, progress))
+    if options.name in ("timers", "all"):
+        sleeping = TimerSettings(
+            runs=options.runs,
+            pending=options.pending,
+            due_per_second=options.due_per_second,
+            partitions=options.partitions,
+        )
+        reports.append(await timers(stack.bootstrap, sleeping, found, logs, progress))
     if options.name == "cluster":
         killing = ClusterSettings(
             runs=options.runs,
@@ -241,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "name",
         metavar="NAME",
-        choices=("floor", "engine", "recovery", "takeover", "cluster", "size", "start", "fold", "all"),
+        choices=("floor", "engine", "recovery", "takeover", "timers", "cluster", "size", "start", "fold", "all"),
         help="see above",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -294,6 +306,11 @@ def _parser() -> argparse.ArgumentParser:
         default=recovering.session_timeout_ms,
         help="of the engine (default: %(default)s)",
     )
+    sleeping = parser.add_argument_group("timers")
+    add = sleeping.add_argument
+    asleep = TimerSettings()
+    add("--pending", type=_whole(0, 10_000_000), default=asleep.pending, help="timers beside (default: %(default)s)")
+    add("--due-per-second", type=_whole(1, 50_000), default=asleep.due_per_second, help="(default: %(default)s)")
     sizing = parser.add_argument_group("size")
     demand = Demand(1_000_000)
     add = sizing.add_argument

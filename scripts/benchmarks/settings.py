@@ -70,6 +70,17 @@ class TakeoverSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TimerSettings:
+    """Of `timers`."""
+
+    runs: int = 3
+    pending: int = 100_000
+    due_per_second: int = 1_000
+    seconds: int = 10
+    partitions: int = 8
+
+
+@dataclass(frozen=True, slots=True)
 class RecoverySettings:
     """Of `recovery`."""
 
