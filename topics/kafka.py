@@ -240,19 +240,23 @@ class KafkaLog:
         }
 
     async def partitions(self, topic: str) -> int | None:
-        found = (await self.describe_names([topic])).get(topic)
-        return found[0] if found is not None else None
+        # A topic whose leader has just died is there all the same.
+        for found in await self._describe([topic]):
+            return len(found["partitions"])
+        return None
 
     async def describe_names(self, topics: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """Partitions and replication of the topics that exist."""
-        described = await self._ask(lambda admin: admin.describe_topics(list(topics)), "reading the cluster's metadata")
+        """Partitions and replication of the topics that exist and are served."""
         return {
             topic["topic"]: (len(topic["partitions"]), len(topic["partitions"][0]["replicas"]))
-            for topic in described
-            if topic["error_code"] == 0
-            and topic["partitions"]
-            and all(partition["leader"] >= 0 and not partition["error_code"] for partition in topic["partitions"])
+            for topic in await self._describe(topics)
+            if all(partition["leader"] >= 0 and not partition["error_code"] for partition in topic["partitions"])
         }
+
+    async def _describe(self, topics: Sequence[str]) -> list[dict[str, Any]]:
+        """The metadata of those that exist."""
+        described = await self._ask(lambda admin: admin.describe_topics(list(topics)), "reading the cluster's metadata")
+        return [topic for topic in described if topic["error_code"] == 0 and topic["partitions"]]
 
     async def describe(self, topics: Sequence[str]) -> dict[str, TopicDescription]:
         names = await self.describe_names(topics)

@@ -15,16 +15,17 @@ from sagalog.topics.log import LogError
 class Admin:
     """Asks brokers of which the first `down` do not answer, as the real one does that picks them at random."""
 
-    def __init__(self, down: int, error: Exception) -> None:
+    def __init__(self, down: int, error: Exception, leader: int = 1) -> None:
         self.down = down
         self.error = error
+        self.leader = leader
         self.asked = 0
 
     async def describe_topics(self, topics: list[str]) -> list[dict[str, Any]]:
         self.asked += 1
         if self.asked <= self.down:
             raise self.error
-        partitions = [{"leader": 1, "error_code": 0, "replicas": [1, 2, 3]}]
+        partitions = [{"leader": self.leader, "error_code": 5 if self.leader < 0 else 0, "replicas": [1, 2, 3]}]
         return [{"topic": topic, "error_code": 0, "partitions": partitions} for topic in topics]
 
 
@@ -57,3 +58,10 @@ async def test_a_refusal_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(LogError, match="ClusterAuthorizationFailedError"):
         await log_of(admin, monkeypatch).partitions("events")
     assert admin.asked == 1
+
+
+async def test_a_topic_whose_leader_has_just_died_exists_and_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = log_of(Admin(0, errors.NodeNotReadyError("node 1"), leader=-1), monkeypatch)
+
+    assert await log.partitions("events") == 1, "or an engine would take it for deleted, and start over"
+    assert await log.describe_names(["events"]) == {}
