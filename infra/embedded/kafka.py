@@ -62,6 +62,10 @@ broker.heartbeat.interval.ms=500
 broker.session.timeout.ms=3000
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 
+# What a topic's settings say of retention and compaction happens soon, as they are often short here.
+log.retention.check.interval.ms=1000
+log.cleaner.backoff.ms=1000
+
 # Sized for two cores and a small heap.
 num.network.threads=2
 num.io.threads=4
