@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import blake2b
 from typing import Annotated, Any, Final, Self
 
@@ -36,12 +36,22 @@ class _Model(BaseModel):
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: Any) -> dict[str, Any]:
         # The hash must not change when a later version adds a field with a default.
-        fields = type(self).model_fields
+        defaults = _defaults(type(self))
         return {
             key: value
             for key, value in handler(self).items()
-            if fields[key].is_required() or getattr(self, key) != fields[key].get_default(call_default_factory=True)
+            if key not in defaults or getattr(self, key) != defaults[key]
         }
+
+
+@cache
+def _defaults(model: type[BaseModel]) -> dict[str, Any]:
+    """Once per class: asking pydantic for a default copies it."""
+    return {
+        name: field.get_default(call_default_factory=True)
+        for name, field in model.model_fields.items()
+        if not field.is_required()
+    }
 
 
 class FromInput(_Model):

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import orjson
 
-from sagalog.schemas.definitions import parse_definition
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import (
     ActionRequested,
@@ -59,7 +58,7 @@ from .effects import (
     Quarantine,
     Reason,
 )
-from .plan import Plan, compile_plan
+from .plan import Plan, registered_plan
 from .record import Record
 from .schedules import ScheduleEvent, ScheduleState, restore_schedule
 from .state import WorkflowState, restore
@@ -128,7 +127,7 @@ class Partition:
 
     def load_definition(self, encoded: bytes) -> None:
         """A definition from the checkpoints; call in the marker's order, so that the newest of a name is right."""
-        self._know(compile_plan(parse_definition(encoded, registered=True)))
+        self._know(registered_plan(encoded))
 
     def load_checkpoint(self, workflow_id: str, raw: bytes, *, waiting: bool) -> None:
         self.cold[workflow_id] = raw
@@ -347,9 +346,7 @@ class Partition:
 
     def _registered(self, event: DefinitionRegistered, record: Record, effects: list[Effect]) -> None:
         try:
-            # By its canonical form, as the checkpoints hold it: the order of keys shows in commands and outputs.
-            registered = parse_definition(event.definition, registered=True).encoded
-            plan = compile_plan(parse_definition(registered, registered=True))
+            plan = registered_plan(event.definition)
         except InvalidRecord as error:
             effects.append(Quarantine(None, f"definition: {error}", "decode"))
             return

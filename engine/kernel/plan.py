@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 from sagalog.schemas import ids
+from sagalog.schemas.codec import check_json
 from sagalog.schemas.conditions import Condition
 from sagalog.schemas.definitions import (
     Binding,
@@ -34,13 +36,19 @@ from sagalog.schemas.definitions import (
     WhenFailed,
     WhenOpen,
     fallbacks_of,
+    parse_definition,
 )
+from sagalog.schemas.limits import DEFINITION_BYTES_MAX
 
 if TYPE_CHECKING:
     from .state import StepState, WorkflowState
 
 Resolve = Callable[["WorkflowState", int], Any]
 """What a binding is for a workflow, and for the item (-1: of a step that does not map)."""
+
+
+PLANS_KEPT_MAX: Final = 1_024
+"""Of all that the partitions of a process know; others are compiled again when a partition learns of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +164,27 @@ class Plan:
 
     def policy(self, service: str) -> CircuitPolicy:
         return self.definition.circuit_policy(service)
+
+
+def registered_plan(document: Mapping[str, Any] | bytes) -> Plan:
+    """The plan of a definition that stands in a log. Raises InvalidDefinition, InvalidRecord.
+
+    By its canonical form, as the checkpoints hold it: the order of keys shows in commands and outputs. Plans are not changed, and
+    every partition gets the same definitions: equal ones have one plan.
+    """
+    if not isinstance(document, bytes):
+        document = check_json(dict(document), "definition", DEFINITION_BYTES_MAX)
+    return _registered_plan(_canonical(document))
+
+
+@lru_cache(PLANS_KEPT_MAX)
+def _canonical(document: bytes) -> bytes:
+    return parse_definition(document, registered=True).encoded
+
+
+@lru_cache(PLANS_KEPT_MAX)
+def _registered_plan(canonical: bytes) -> Plan:
+    return compile_plan(parse_definition(canonical, registered=True))
 
 
 def compile_plan(definition: Definition) -> Plan:
