@@ -77,6 +77,10 @@ class AgentHost:
         """Set once every agent has been given its partitions for the first time."""
         return self._ready
 
+    def unready(self) -> str | None:
+        """Why it does not do all of its work yet; None when it does. From any thread."""
+        return None if self._ready.is_set() else "not every agent has been given its partitions yet"
+
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set, then shuts down in good order.
 

@@ -60,6 +60,7 @@ from sagalog.topics.provision import provision_beside
 from sagalog.topics.specs import Topics, commands
 
 from . import originals
+from .backlog import START_LAG_RECORDS_MAX, Backlog
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,11 @@ class DuplicateStart(SagalogError):
 
 
 class Client:
-    """A connection to one sagalog (one prefix). Use it as an asynchronous context manager."""
+    """A connection to one sagalog (one prefix). Use it as an asynchronous context manager.
+
+    `start_lag_records_max`: by how many records the engine may be behind on a partition before starts into it are refused; 0: they
+    never are.
+    """
 
     def __init__(
         self,
@@ -115,6 +120,7 @@ class Client:
         rng: Rng | None = None,
         source: str = "sagalog/client",
         clock: Clock | None = None,
+        start_lag_records_max: int = START_LAG_RECORDS_MAX,
     ) -> None:
         self._log = log
         self._topics = topics
@@ -127,6 +133,8 @@ class Client:
         self._newest: dict[str, str] = {}
         self._definitions_reader: Consumer | None = None
         self._results: _Results | None = None
+        self._start_lag_records_max = start_lag_records_max
+        self._backlog: Backlog | None = None
         self._started: OrderedDict[str, str | None] = OrderedDict()
         """Workflows that this client has started; of a start that replaces, its id (hashed), by which its result is known."""
 
@@ -143,6 +151,8 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._backlog is not None:
+            await self._backlog.close()
         if self._results is not None:
             await self._results.close()
         if self._definitions_reader is not None:
@@ -251,7 +261,8 @@ class Client:
         (it changes nothing, and this call waits for the answer whether it counted), `replace` (the run that is on is cancelled, or
         waited for, and this one follows).
 
-        Raises InvalidRecord (with the field), UnknownDefinition, LogError; with `reject` also DuplicateStart and AnswerTimeout.
+        Raises InvalidRecord (with the field), UnknownDefinition, LogError, Overloaded (nothing was sent, and it says when to try
+        again); with `reject` also DuplicateStart and AnswerTimeout.
         """
         found = await self.definition(definition)
         if workflow_id is None:
@@ -270,6 +281,7 @@ class Client:
             policy if policy is not OnDuplicate.IGNORE else None,
         )
         results = await self._watch_results()
+        await self._admit({partition_of(workflow_id.encode(), self._partitions): 1})
         ce_id = self._rng.hex(32)
         self._note_started(workflow_id, start_id(ce_id) if policy is OnDuplicate.REPLACE else None)
         await self._append(workflow_id, event, ce_id, traceparent)
@@ -289,7 +301,10 @@ class Client:
         priority: int | None = None,
         attributes: Mapping[str, AttributeValue] | None = None,
     ) -> None:
-        """Starts one workflow per id, in batches: faster than one by one. Checked like `start`, all before the first is sent."""
+        """Starts one workflow per id, in batches: faster than one by one. Checked like `start`, all before the first is sent.
+
+        Raises like `start`; of what is refused (Overloaded), nothing was sent, for no partition.
+        """
         found = await self.definition(definition)
         named = f"{found.name}@{found.hash}"
         found_by = dict(attributes) if attributes else None
@@ -297,7 +312,6 @@ class Client:
         by_partition: dict[int, list[Out]] = {}
         for workflow_id, value in inputs.items():
             check_start(found, workflow_id, value)
-            self._note_started(workflow_id)
             key = workflow_id.encode()
             record = Out(
                 key,
@@ -306,9 +320,26 @@ class Client:
             )
             by_partition.setdefault(partition_of(key, self._partitions), []).append(record)
         await self._watch_results()
+        await self._admit({partition: len(records) for partition, records in by_partition.items()})
+        for workflow_id in inputs:
+            self._note_started(workflow_id)
         producer = self._open()
         appended = [producer.append(self._topics.events, partition, found) for partition, found in by_partition.items()]
         await asyncio.gather(*appended)
+
+    @property
+    def starts_refused(self) -> int:
+        """Starts that this client was asked for and has not sent, because the engine was too far behind."""
+        return self._backlog.refused if self._backlog is not None else 0
+
+    async def _admit(self, starts: Mapping[int, int]) -> None:
+        """Raises Overloaded. By partition, how many are to be started."""
+        if self._backlog is None:
+            results = await self._watch_results()
+            self._backlog = Backlog(
+                self._log, self._topics, self._partitions, results.ends, self._clock, self._start_lag_records_max
+            )
+        await self._backlog.admit(starts)
 
     def _note_started(self, workflow_id: str, replacing: str | None = None) -> None:
         """Its result comes after this client began to follow results, unless the id was used before."""
@@ -666,6 +697,10 @@ class _Results:
         for partition, offset in (await reader.end_offsets(numbers)).items():
             reader.seek(partition, offset)
         return cls(reader)
+
+    async def ends(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where partitions end, also of other topics: one connection fewer than a reader for that alone. Raises LogError."""
+        return await self._reader.end_offsets(partitions)
 
     def get(self, workflow_id: str, replacing: str | None = None) -> ResultRecord | None:
         """`replacing`: the result of the run that this start began, and of no other."""

@@ -100,6 +100,13 @@ class Settings(BaseSettings):
     rack: str | None = Field(
         None, min_length=1, max_length=200, description="Where this engine runs; standbys are put elsewhere than owners"
     )
+    start_lag_records_max: int = Field(
+        50_000,
+        ge=0,
+        le=1_000_000_000,
+        description="Records by which the engine may be behind on a partition before a client refuses to start workflows in it; "
+        "0: it never does",
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="How to talk to Kafka"
     )

@@ -1,7 +1,7 @@
 """The command line, `sagalog`. Tables for people, `--json` for programs.
 
 Exit codes: 0 done; 1 the answer is no (a workflow failed, `verify` found a difference); 2 the call or its input is wrong;
-3 Kafka or PostgreSQL cannot be reached or refuse; 4 a wait timed out; 5 not found; 130 interrupted.
+3 Kafka or PostgreSQL cannot be reached or refuse; 4 a wait timed out; 5 not found; 6 refused, try again later; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from sagalog.engine.backlog import Overloaded
 from sagalog.engine.client import DuplicateStart, TopicsMissing, UnknownDefinition, WaitTimeout
 from sagalog.engine.originals import UnknownOriginal
 from sagalog.schemas.errors import InvalidRecord, SagalogError
@@ -26,7 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="sagalog: an event-sourced saga engine on Kafka.",
     epilog="Exit codes: 0 done, 1 the answer is no, 2 wrong call or input, 3 Kafka or PostgreSQL unreachable, "
-    "4 timed out, 5 not found. Settings: SAGALOG_BOOTSTRAP, SAGALOG_POSTGRES, SAGALOG_PREFIX, ... or sagalog.toml.",
+    "4 timed out, 5 not found, 6 refused: try again later. "
+    "Settings: SAGALOG_BOOTSTRAP, SAGALOG_POSTGRES, SAGALOG_PREFIX, ... or sagalog.toml.",
 )
 processes.register(app)
 workflows.register(app)
@@ -62,6 +64,8 @@ def exit_code(error: SagalogError) -> int:
             return 4
         case NotFound() | UnknownOriginal():
             return 5
+        case Overloaded():
+            return 6
         case InvalidRecord() | UnknownDefinition():
             return 2
         case LogError() | SqlError() | InfraError() | TopicsMissing():

@@ -127,7 +127,8 @@ async def open_log(found: Settings) -> AsyncIterator[KafkaLog]:
 
 @contextlib.asynccontextmanager
 async def open_client(found: Settings) -> AsyncIterator[Client]:
-    async with open_log(found) as log, Client(log, topics_of(found)) as client:
+    limit = found.start_lag_records_max
+    async with open_log(found) as log, Client(log, topics_of(found), start_lag_records_max=limit) as client:
         yield client
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import json as json_module
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+from prometheus_client import REGISTRY
 
 from sagalog.engine.runtime.engine import Engine
 from sagalog.engine.runtime.metrics import EngineMetrics
 from sagalog.infra.clock import SystemClock, SystemRng
-from sagalog.infra.errors import InfraError
+from sagalog.infra.probes import LoopProbes
 from sagalog.infra.settings import Settings, load_settings
 from sagalog.schemas.definitions import Definition
 from sagalog.topics.kafka import KafkaLog
@@ -36,14 +36,11 @@ from .context import (
     topics_of,
 )
 from .output import err, out
+from .serving import serve
 from .setup import load_definition
 
 if TYPE_CHECKING:
     from sagalog.agents.agent import AnyAgent
-
-
-class MetricsPortError(InfraError):
-    """Metrics cannot be served where the settings say."""
 
 
 AgentNames = Annotated[
@@ -255,7 +252,7 @@ async def _run_engine(log: KafkaLog, found: Settings, stop: asyncio.Event, metri
         standbys=found.standbys,
         rack=found.rack,
     )
-    serve_metrics(metrics_port, REGISTRY, "engine")
+    serve(metrics_port, REGISTRY, "engine", running.health)
     await running.run(stop)
 
 
@@ -264,8 +261,10 @@ async def _run_agents(
 ) -> None:
     from sagalog.agents import AgentHost
 
-    serve_metrics(metrics_port, REGISTRY, "agent host")
-    await AgentHost(agents, log, topics_of(found), clock=SystemClock(), rng=SystemRng()).run(stop)
+    host = AgentHost(agents, log, topics_of(found), clock=SystemClock(), rng=SystemRng())
+    probes = LoopProbes(SystemClock(), host.unready)
+    serve(metrics_port, REGISTRY, "agent host", probes)
+    await _beating(probes, host.run(stop))
 
 
 async def _run_projector(log: KafkaLog, found: Settings, stop: asyncio.Event, metrics_port: int | None) -> None:
@@ -274,30 +273,26 @@ async def _run_projector(log: KafkaLog, found: Settings, stop: asyncio.Event, me
     from sagalog.engine.projection.projector import Projector
 
     metrics = ProjectionMetrics(REGISTRY)
-    serve_metrics(metrics_port, REGISTRY, "projector")
     sql = PostgresSql(postgres_of(found), prefix=found.prefix)
     projector = Projector(log, sql, topics_of(found), clock=SystemClock(), rng=SystemRng(), metrics=metrics)
-    await projector.run(stop)
+    probes = LoopProbes(SystemClock(), projector.unready)
+    serve(metrics_port, REGISTRY, "projector", probes)
+    await _beating(probes, projector.run(stop))
 
 
 async def _run_watch(found: Settings, stop: asyncio.Event, metrics_port: int | None) -> None:
     from sagalog.engine.watch.app import run_watch
     from sagalog.engine.watch.metrics import WatchMetrics
 
-    serve_metrics(metrics_port, REGISTRY, "watch")
+    serve(metrics_port, REGISTRY, "watch")
     metrics = WatchMetrics(REGISTRY)
     await run_watch(bootstrap_of(found), found.prefix, stop, security=security_of(found), metrics=metrics)
 
 
-def serve_metrics(port: int | None, registry: CollectorRegistry, what: str) -> None:
-    """Serves Prometheus metrics on a port of this host; 0 takes a free one, None serves none."""
-    if port is None:
-        return
+async def _beating(probes: LoopProbes, work: Coroutine[Any, Any, None]) -> None:
+    """The work, with the pulse by which another thread sees that the loop turns."""
+    beat = asyncio.create_task(probes.beat_on())
     try:
-        server, _ = start_http_server(port, registry=registry)
-    except OSError as error:
-        raise MetricsPortError(
-            f"metrics of the {what} cannot be served on port {port} ({error.strerror}): "
-            "set SAGALOG_METRICS_PORT to another one, to 0 for a free one, or leave it out"
-        ) from None
-    err.print(f"metrics of the {what}: http://127.0.0.1:{server.server_port}/metrics", style="dim", markup=False)
+        await work
+    finally:
+        beat.cancel()

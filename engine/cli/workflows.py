@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sagalog.engine.backlog import Overloaded
 from sagalog.schemas.codec import decode
 from sagalog.schemas.definitions import parse_definition
 from sagalog.schemas.errors import InvalidRecord
@@ -22,7 +25,7 @@ from sagalog.schemas.mermaid import mermaid as draw
 from sagalog.schemas.records import ResultRecord
 
 from .context import NotFound, open_client, open_sql, run, settings
-from .output import at, out, pretty, print_json, table
+from .output import at, err, out, pretty, print_json, table
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 WorkflowId = Annotated[str, typer.Argument(help="The workflow's id.")]
@@ -58,6 +61,10 @@ def start(
     on_duplicate: Annotated[
         OnDuplicate, typer.Option(help="When the id is in use, or was within 7 days.")
     ] = OnDuplicate.IGNORE,
+    wait_when_overloaded_s: Annotated[
+        float,
+        typer.Option("--wait-when-overloaded", min=0, help="Try again for so many seconds when starts are refused."),
+    ] = 0.0,
     json: Json = False,
 ) -> None:
     """Start a workflow. A second start with the same id changes nothing, unless --on-duplicate says otherwise.
@@ -67,22 +74,27 @@ def start(
               sagalog start invoice -i @input.json --wait 60
               sagalog start invoice --tenant acme --priority 8 --attribute customer=4711
               sagalog start invoice --id invoice-1 --on-duplicate reject
+
+    When the engine is too far behind (SAGALOG_START_LAG_RECORDS_MAX) nothing is sent, and the exit code is 6.
     """
     value = read_input(input)
     attributes = read_attributes(attribute or (), "--attribute")
 
     async def work() -> tuple[str, ResultRecord | None]:
         async with open_client(settings()) as client:
-            started = await client.start(
-                definition,
-                value,
-                workflow_id=workflow_id,
-                deadline_ms=deadline_ms,
-                correlation_id=correlation_id,
-                tenant=tenant,
-                priority=priority if priority != PRIORITY_DEFAULT else None,
-                attributes=attributes,
-                on_duplicate=on_duplicate,
+            started = await patient(
+                lambda: client.start(
+                    definition,
+                    value,
+                    workflow_id=workflow_id,
+                    deadline_ms=deadline_ms,
+                    correlation_id=correlation_id,
+                    tenant=tenant,
+                    priority=priority if priority != PRIORITY_DEFAULT else None,
+                    attributes=attributes,
+                    on_duplicate=on_duplicate,
+                ),
+                wait_when_overloaded_s,
             )
             return started, await client.wait(started, timeout_s=wait_s) if wait_s is not None else None
 
@@ -93,6 +105,22 @@ def start(
         print_json({"workflow_id": started})
     else:
         out.print(started, markup=False)
+
+
+async def patient(start: Callable[[], Awaitable[str]], patience_s: float) -> str:
+    """Starts, again and again while starts are refused, until the patience would be over. Raises Overloaded."""
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + patience_s
+    for tries in itertools.count(1):
+        try:
+            return await start()
+        except Overloaded as error:
+            wait_s = error.retry_after_ms / 1000
+            if loop.time() + wait_s > until_s:
+                raise
+            err.print(f"refused {tries} times: {error}", style="dim", markup=False)
+            await asyncio.sleep(wait_s)
+    raise AssertionError("it returns or raises")
 
 
 def wait(

@@ -59,6 +59,8 @@ class ProjectorLimits:
     """How long a batch on its way may take to be finished, once asked to stop."""
     backoff_base_ms: int = 200
     backoff_cap_ms: int = 10_000
+    unready_ms: int = 10_000
+    """How long it may not have looked at its lag before it is not ready."""
 
 
 class Projector:
@@ -90,8 +92,20 @@ class Projector:
         """The count of assignments for which positions are set."""
         self._positions: dict[TopicPartition, int] = {}
         self._lag_due_ms = 0
+        self._looked_ms: int | None = None
+        """When it has looked at its lag last (monotonic)."""
+        self._trouble = "it has not connected yet"
+        """What has ended the last session, or kept it from coming about."""
         self._failures = 0
         """Sessions in a row that ended without having applied anything."""
+
+    def unready(self) -> str | None:
+        """Why it does not project now; None when it does. From any thread."""
+        looked_ms, limit_ms = self._looked_ms, self._limits.unready_ms
+        if looked_ms is None:
+            return self._trouble
+        still_ms = self._clock.monotonic_ms() - looked_ms
+        return None if still_ms < limit_ms else f"it has not looked at its lag for {still_ms / 1000:.0f} s"
 
     async def run(self, stop: asyncio.Event) -> None:
         """Projects until `stop` is set. Raises MigrationError or PositionLost, which no waiting repairs."""
@@ -104,6 +118,7 @@ class Projector:
                 what = "postgres" if isinstance(error, SqlError) else "kafka"
                 self._metrics.reconnects.labels(what).inc()
                 delay_ms = self._backoff_ms()
+                self._looked_ms, self._trouble = None, str(error)
                 logger.warning("projecting stopped, trying again in %d ms: %s", delay_ms, error)
                 await wait_for_stop(stop, delay_ms / 1000)
             finally:
@@ -228,7 +243,8 @@ class Projector:
             await self._advance(transaction, next_, ends)
         self._positions.update(next_)
         self._metrics.lag({partition: max(0, ends[partition] - offset) for partition, offset in next_.items()})
-        self._lag_due_ms = self._clock.monotonic_ms() + self._limits.lag_interval_ms
+        self._looked_ms = self._clock.monotonic_ms()
+        self._lag_due_ms = self._looked_ms + self._limits.lag_interval_ms
 
     async def _advance(
         self,

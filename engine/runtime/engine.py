@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -30,7 +30,11 @@ from sagalog.topics.specs import Topics
 
 from .circuits import CircuitMachine
 from .gate import CircuitView
+from .health import Change, Health, Seen
 from .limits import (
+    END_ASK_MS,
+    END_TIMEOUT_S,
+    HEALTH_LOOK_MS,
     LEAVE_TIMEOUT_S,
     LINGER_MS,
     LIVE_MS_TO_FORGIVE,
@@ -92,9 +96,20 @@ class Engine:
         self.standbys = standbys
         self.rack = rack
         self.session: Session | None = None
+        self.health = Health(clock)
+        """Whether its partitions move on; it may be asked from any thread."""
+        self.metrics.health = self.health
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set. After an error everything is taken over anew, with back-off."""
+        looking = asyncio.get_running_loop().create_task(self._look_on())
+        try:
+            await self._sessions(stop)
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+    async def _sessions(self, stop: asyncio.Event) -> None:
         failures = 0
         while not stop.is_set():
             self.session = Session(self, self._snapshot_interval_s)
@@ -115,20 +130,16 @@ class Engine:
             finally:
                 self.session = None
 
-    def health(self) -> dict[str, Any]:
-        """Per partition: phase, applied offset, why it is not live."""
-        session = self.session
-        if session is None:
-            return {"live": False, "partitions": {}, "reason": "not connected"}
-        partitions = {
-            f"{processor.input.topic}/{processor.input.partition}": {
-                "phase": processor.phase.value,
-                "applied_offset": processor.machine.offset,
-                **processor.stats(),
-            }
-            for processor in session.processors.values()
-        }
-        return {"live": session.was_live, "member": self.member, "partitions": partitions}
+    async def _look_on(self) -> None:
+        """Beside the sessions, so that one that does not come about is seen, too."""
+        while True:
+            try:
+                for change in self.health.look(self.session.seen() if self.session is not None else None):
+                    _tell(change)
+            except Exception:
+                # Whoever only looks must not stop the work, nor fall silent: then the process would be taken for hung.
+                logger.exception("engine %s: looking at the partitions failed", self.member)
+            await asyncio.sleep(HEALTH_LOOK_MS / 1000)
 
 
 class Session:
@@ -140,6 +151,7 @@ class Session:
         self._topics = engine.topics
         self._clock = engine.clock
         self._metrics = engine.metrics
+        self._health = engine.health
         self._snapshot_interval_s = snapshot_interval_s
         self._sharing = EngineSharing(self._says)
         self._member: Consumer | None = None
@@ -153,6 +165,8 @@ class Session:
         """Of the partitions that this member owns, is to own, stands by for, or still owns although they are another's to be."""
         self._roles: dict[TopicPartition, Role] = {}
         """As the group has shared out last."""
+        self._assigned = False
+        """The group has shared out, since this session began."""
         self._lingering: dict[TopicPartition, int] = {}
         """Until when (monotonic) an owner goes on whose partition is another's to be."""
         self._serving: dict[TopicPartition, asyncio.Task[None]] = {}
@@ -163,30 +177,39 @@ class Session:
         self.was_live = False
 
     async def run(self, stop: asyncio.Event) -> None:
+        try:
+            await self._work(stop)
+        except Exception as error:
+            # Said before the rest is closed, which without a broker takes seconds.
+            self._assigned = False
+            self._health.disconnected(str(error) if isinstance(error, LogError) else f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            await self._close()
+
+    async def _work(self, stop: asyncio.Event) -> None:
         self._outcome_partitions = await self._require(self._topics.outcomes)
         partitions = self._partitions = await self._require(self._topics.events)
         circuit_partitions = await self._require(self._topics.circuits)
         self._producer = await self._log.producer(f"engine-{self._engine.member}")
-        try:
-            self._spawn(self._follow_circuits(circuit_partitions))
-            self._spawn(self._follow_heartbeats(partitions))
-            self._spawn(self._check_topics(partitions))
-            self._spawn(self._snapshots())
-            self._reader = await self._log.read({}, committed=False, client_id=f"engine-{self._engine.member}")
-            self._member = await self._log.join(
-                self._topics.engine_group,
-                [self._topics.events, self._topics.outcomes],
-                self._on_assigned,
-                self._on_revoked,
-                sharing=self._sharing,
-            )
-            self._member.pause(*self._member.assignment())
-            self._membership = self._spawn(self._keep_membership(self._member))
-            leaving = self._spawn(self._leave(stop))
-            await self._loop(leaving)
-            await self._last_snapshots()
-        finally:
-            await self._close()
+        self._spawn(self._follow_circuits(circuit_partitions))
+        self._spawn(self._follow_heartbeats(partitions))
+        self._spawn(self._check_topics(partitions))
+        self._spawn(self._snapshots())
+        self._spawn(self._ask_ends())
+        self._reader = await self._log.read({}, committed=False, client_id=f"engine-{self._engine.member}")
+        self._member = await self._log.join(
+            self._topics.engine_group,
+            [self._topics.events, self._topics.outcomes],
+            self._on_assigned,
+            self._on_revoked,
+            sharing=self._sharing,
+        )
+        self._member.pause(*self._member.assignment())
+        self._membership = self._spawn(self._keep_membership(self._member))
+        leaving = self._spawn(self._leave(stop))
+        await self._loop(leaving)
+        await self._last_snapshots()
 
     # --- the loop
 
@@ -265,6 +288,7 @@ class Session:
             elif partition not in self._roles or processor.promoted:
                 self._replace(processor)
         self._count_phases()
+        self._assigned = True
 
     def _begin(self, partition: TopicPartition, wait_s: float) -> None:
         """By the partition's role as it is then: stands by, or takes over."""
@@ -321,6 +345,8 @@ class Session:
             raise cause
         partition = processor.input
         role = self._roles.get(partition)
+        if not isinstance(cause, OwnershipLost):
+            self._health.failed(partition, str(cause) or type(cause).__name__)
         if role is None or (isinstance(cause, OwnershipLost) and role is Role.STANDBY):
             logger.info("%s/%d: %s: %s", *partition, "stands by" if role else "given up", cause)
             self._replace(processor)
@@ -425,6 +451,43 @@ class Session:
             count = sum(p.phase is phase for p in self.processors.values())
             self._metrics.partitions.labels(phase.value).set(count)
 
+    # --- health
+
+    def seen(self) -> Mapping[TopicPartition, Seen] | None:
+        """The partitions that this member is to own, or still owns; None before the group has shared out."""
+        if not self._assigned:
+            return None
+        return {
+            partition: Seen(p.phase.value, p.position, p.loaded, p.saved)
+            for partition, p in self.processors.items()
+            if p.reads or self._roles.get(partition) is Role.OWNER
+        }
+
+    async def _ask_ends(self) -> None:
+        """Where the log ends. What the broker does not say is no reason to start over: the health tells of it."""
+        while True:
+            await asyncio.sleep(END_ASK_MS / 1000)
+            try:
+                async with asyncio.timeout(END_TIMEOUT_S):
+                    await self._ask_ends_once()
+            except (LogError, TimeoutError) as error:
+                self._health.unanswered(str(error) or f"no answer within {END_TIMEOUT_S:g} s")
+
+    async def _ask_ends_once(self) -> None:
+        reader = self._reader
+        seen = self.seen()
+        if reader is None or seen is None:
+            return
+        partitions = list(seen)
+        ends = await reader.end_offsets(partitions) if partitions else {}
+        passed: dict[TopicPartition, int] = {}
+        for partition, end in ends.items():
+            processor = self.processors.get(partition)
+            # Transaction markers of other writers are never applied: of what looks behind, ask how far it has been read.
+            if processor is not None and processor.reads and processor.position < end:
+                passed[partition] = await reader.position(partition)
+        self._health.ended_at(ends, passed)
+
     # --- what all processors share
 
     async def _follow_circuits(self, partitions: int) -> None:
@@ -523,6 +586,14 @@ class Session:
         await asyncio.gather(*(processor.close() for processor in self.processors.values()), return_exceptions=True)
         if self._producer is not None:
             await self._producer.close()
+
+
+def _tell(change: Change) -> None:
+    health = change.health
+    if change.stuck:
+        logger.warning("%s is stuck, for %.1f s now: %s", health.name, change.still_ms / 1000, health.why())
+    else:
+        logger.info("%s moves again: %s, applied offset %d", health.name, health.phase, health.applied_offset)
 
 
 async def _retire(processor: Processor) -> None:

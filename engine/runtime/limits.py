@@ -52,3 +52,15 @@ ACK_TIMEOUT_S: Final = 40.0
 TOPIC_CHECK_MS: Final = 5_000
 """How often the engine asks whether its topics still exist: a deleted topic only gives empty polls."""
 EVENT_REASON_CHARS_MAX: Final = 500
+
+HEALTH_LOOK_MS: Final = 1_000
+"""How often the engine looks whether its partitions move on."""
+END_ASK_MS: Final = 2_000
+"""How often it asks the broker where they end."""
+END_TIMEOUT_S: Final = 5.0
+END_UNKNOWN_MS: Final = 10_000
+"""How long the broker may not say so before the engine is not ready."""
+STUCK_MS: Final = 5_000
+"""A partition that has something to do and has not advanced for so long is stuck; with the intervals above, told within 10 s."""
+STUCK_RESTART_MS: Final = 300_000
+"""One that stands still for so long without a known cause makes the process not live: whoever supervises it may restart it."""

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from sagalog.engine.kernel.effects import Called, Finished, Ignored, Moved
 
+from .health import Health
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_PARTITION = ("topic", "partition")
 
 
 class EngineMetrics(Collector):
@@ -50,6 +53,8 @@ class EngineMetrics(Collector):
         )
         self.partitions = Gauge("sagalog_partitions", "Partitions, by phase", ["phase"], registry=r)
         self.applied = Gauge("sagalog_applied_offset", "Last applied offset", ["topic", "partition"], registry=r)
+        self.health: Health | None = None
+        """Of the engine whose metrics these are."""
         self.open = Gauge("sagalog_workflows_in_memory", "Workflows known, stubs included", ["partition"], registry=r)
         self.withheld = Gauge("sagalog_commands_withheld", "Commands that wait at the gate", ["partition"], registry=r)
         self.attempts_out = Gauge("sagalog_attempts_out", "Attempts that wait for an answer", ["partition"], registry=r)
@@ -65,11 +70,23 @@ class EngineMetrics(Collector):
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Called before the other metrics are collected: what was counted since goes into them."""
+        """Called before the other metrics are collected: what was counted since goes into them.
+
+        Gives what the health says at this moment, so that it is told, too, when the engine's loop hangs.
+        """
         counts, self._counts = self._counts, {}
         for (counter, labels), count in counts.items():
             (counter.labels(*labels) if labels else counter).inc(count)
-        return iter(())
+        lag = GaugeMetricFamily("sagalog_partition_lag_records", "Records not applied yet", labels=_PARTITION)
+        stuck = GaugeMetricFamily(
+            "sagalog_partition_stuck_seconds",
+            "Since when it has something to do and does not advance",
+            labels=_PARTITION,
+        )
+        for topic, partition, lag_records, still_ms in self.health.figures() if self.health is not None else ():
+            lag.add_metric((topic, str(partition)), lag_records)
+            stuck.add_metric((topic, str(partition)), still_ms / 1000)
+        return iter((lag, stuck))
 
     def _count(self, counter: Counter, labels: tuple[str, ...], count: int = 1) -> None:
         key = (counter, labels)

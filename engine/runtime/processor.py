@@ -112,6 +112,10 @@ class Processor:
         self._started_ms = clock.monotonic_ms()
         self._snapshotting = asyncio.Lock()
         self._live_since_ms: int | None = None
+        self.loaded = 0
+        """Records of checkpoints that it has read."""
+        self.saved = False
+        """It has committed a snapshot."""
         self.took_ms = 0
         """From its promotion until it was live."""
         self.live = asyncio.Event()
@@ -218,6 +222,7 @@ class Processor:
 
     def _load(self, batches: Iterable[Sequence[Message]]) -> None:
         for messages in batches:
+            self.loaded += len(messages)
             for message in messages:
                 self.machine.load(message)
 
@@ -386,6 +391,7 @@ class Processor:
             self._fail(LogError("cancelled in a snapshot"))
             raise
         self._torn = False
+        self.saved = True
         self._metrics.snapshots.labels("committed").inc()
         self._metrics.snapshot_records.inc(len(cut.records))
         self._metrics.snapshot_seconds.observe((self._clock.monotonic_ms() - started_ms) / 1000)

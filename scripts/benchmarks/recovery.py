@@ -97,7 +97,7 @@ async def _run(topics: Topics, bootstrap: str, settings: RecoverySettings, logs:
     }
     try:
         await make_topics(log, topics, specs, settings.partitions)
-        async with Client(log, topics) as client:
+        async with Client(log, topics, start_lag_records_max=0) as client:
             for agent in agents:
                 await client.register(_definition(agent))
             commands = await log.read(

@@ -192,7 +192,7 @@ class Probes:
         self._watching: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
-        async with Client(self._log, TOPICS) as client:
+        async with Client(self._log, TOPICS, start_lag_records_max=0) as client:
             await client.register(self._definition)
         commands = [TopicPartition(TOPICS.commands(PROBE), number) for number in range(self._partitions)]
         self._commands = await self._log.read(dict.fromkeys(commands, 0), committed=False)
@@ -281,7 +281,7 @@ async def _open_workflows(log: KafkaLog, settings: TakeoverSettings, progress: C
     """Each waits for a signal that nobody sends."""
     idle = Definition(name="idle", steps=(Step(name="wait", wait_for=WaitFor(signal="never", timeout_ms=30 * DAY_MS)),))
     value = system.payload(settings.payload_bytes)
-    async with Client(log, TOPICS) as client:
+    async with Client(log, TOPICS, start_lag_records_max=0) as client:
         await client.register(idle)
         for at in range(0, settings.workflows, START_CHUNK):
             numbers = range(at, min(at + START_CHUNK, settings.workflows))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from sagalog.engine.backlog import Overloaded
 from sagalog.engine.cli import app, exit_code
 from sagalog.engine.cli.context import NoAddress, NotFound, bootstrap_of, postgres_of, settings
 from sagalog.engine.cli.output import cell
@@ -276,6 +277,7 @@ def test_why_says_what_people_have_to_do_with_it() -> None:
         (DiskFullError.of(Path(), 1, 2), 3),
         (WaitTimeout("x"), 4),
         (NotFound("x"), 5),
+        (Overloaded(0, 2, 1, 1_000), 6),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, SagalogError) else str(value),
 )

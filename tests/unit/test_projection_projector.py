@@ -260,3 +260,14 @@ async def test_after_every_assignment_it_reads_on_where_the_database_says(stored
         await found._turn(consumer, None)  # type: ignore[arg-type]
         assert len(consumer.seeks) == assignments
         assert found._positions == {partition: 50}
+
+
+async def test_it_says_why_it_does_not_project() -> None:
+    found, _, _ = projector(sql := DownSql(SqlUnavailable("the database is down"), patience=2), backoff_base_ms=2)
+    assert found.unready() == "it has not connected yet"
+    stop = asyncio.Event()
+    running = asyncio.create_task(found.run(stop))
+    await asyncio.wait_for(sql.tried.wait(), 5)
+    assert found.unready() == "the database is down"
+    stop.set()
+    await asyncio.wait_for(running, 5)

@@ -5,15 +5,22 @@ Each of these was found by the simulation (tests/simulation) first.
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import orjson
+import pytest
 
+from sagalog.engine.runtime.engine import Engine
 from sagalog.engine.runtime.processor import Processor
 from sagalog.engine.testing import SagaTest
+from sagalog.infra.simulation import SimulatedRng
 from sagalog.schemas.definitions import Definition, Step
 from sagalog.schemas.records import OWNER_KEY
 from sagalog.topics.log import ProducerBroken
+from sagalog.topics.specs import Topics
 
 ONE = Definition(name="one", steps=(Step(name="a", agent="worker"),))
 
@@ -65,3 +72,110 @@ def test_each_take_over_claims_under_a_name_of_its_own() -> None:
     names = {member for member, _ in claims}
     assert len(names) == 4, "the first start and each of the three after it"
     assert len({claim.split("/")[0] for claim in names}) == 1, "all of one engine"
+
+
+# --- health
+
+
+def until(t: SagaTest, condition: Callable[[], bool], seconds: float) -> float:
+    """Simulated seconds until it is so."""
+
+    async def look() -> float:
+        began_s = asyncio.get_running_loop().time()
+        async with asyncio.timeout(seconds):
+            while not condition():  # noqa: ASYNC110 - simulated time
+                await asyncio.sleep(0.1)
+        return asyncio.get_running_loop().time() - began_s
+
+    return t.do(look())
+
+
+def metrics(t: SagaTest, name: str) -> dict[str, float]:
+    assert t._engine is not None
+    return {
+        sample.labels["topic"]: sample.value
+        for family in t._engine.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def test_an_engine_is_ready_once_it_is_live_and_stays_so_while_it_works_and_rests() -> None:
+    with system() as t:
+        health = t._engine and t._engine.health
+        assert health is not None
+        until(t, lambda: health.ready().ok, 5)
+        for _ in range(3):
+            t.run("one")
+            t.do(asyncio.sleep(20))
+            assert (health.ready().ok, health.live().ok) == (True, True)
+        assert {found.name for found in health.partitions()} == {"test.events/0", "test.outcomes/0"}
+        assert metrics(t, "sagalog_partition_lag_records") == {"test.events": 0, "test.outcomes": 0}
+        assert metrics(t, "sagalog_partition_stuck_seconds") == {"test.events": 0, "test.outcomes": 0}
+
+
+def test_a_partition_whose_records_do_not_arrive_is_told_within_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    """As when the client's fetching hangs: the loop turns, the broker answers, and nothing comes."""
+    caplog.set_level(logging.INFO, logger="sagalog.engine.runtime.engine")
+    with system() as t:
+        session: Any = t._engine and t._engine.session
+        health = t._engine and t._engine.health
+        assert health is not None
+        until(t, lambda: health.ready().ok, 5)
+        at = next(processor.input for processor in processors(t) if processor.input.topic == "test.events")
+        session._reader.pause(at)
+        t.start("one", workflow_id="w1")
+
+        took_s = until(t, lambda: not health.ready().ok, 30)
+        assert took_s < 10
+        (problem,) = health.ready().body["problems"]
+        assert problem["partition"] == "test.events/0"
+        assert "not applied" in problem["why"]
+        assert health.live().ok
+        assert [record.levelname for record in caplog.records if "test.events/0 is stuck" in record.message] == [
+            "WARNING"
+        ]
+        assert metrics(t, "sagalog_partition_lag_records")["test.events"] == 1
+        assert metrics(t, "sagalog_partition_stuck_seconds")["test.events"] >= 5
+
+        until(t, lambda: not health.live().ok, 400)
+        session._reader.resume(at)
+        until(t, lambda: health.ready().ok and health.live().ok, 5)
+        assert [record.levelname for record in caplog.records if "test.events/0 moves again" in record.message] == [
+            "INFO"
+        ]
+        assert t.wait("w1").status == "completed"
+
+
+def test_an_outage_makes_an_engine_unready_and_not_dead_and_ends_by_itself() -> None:
+    with system() as t:
+        health = t._engine and t._engine.health
+        assert health is not None
+        until(t, lambda: health.ready().ok, 5)
+        t.outage(seconds=600)
+        assert until(t, lambda: not health.ready().ok, 60) < 20
+        said = set()
+        for _ in range(500):
+            t.do(asyncio.sleep(1))
+            said |= {problem["why"] for problem in health.ready().body["problems"]}
+        assert not [why for why in said if why.startswith("it is not live") and "it failed" not in why], (
+            "nobody knows why"
+        )
+        assert (health.ready().ok, health.live().ok) == (False, True)
+        until(t, lambda: health.ready().ok, 300)
+
+
+def test_an_engine_without_topics_says_why_it_is_not_ready() -> None:
+    with system() as t:
+        engine = Engine(t._kafka.log("lost"), Topics("nowhere"), clock=t._own, rng=SimulatedRng(7), member="lost")
+
+        async def run() -> None:
+            stop = asyncio.Event()
+            task = asyncio.create_task(engine.run(stop))
+            await asyncio.sleep(5)
+            stop.set()
+            await task
+
+        t.do(run())
+        (problem,) = engine.health.ready().body["problems"]
+        assert "topic nowhere.outcomes does not exist" in problem["why"]

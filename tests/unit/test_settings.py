@@ -42,6 +42,7 @@ def test_defaults_are_an_embedded_stack() -> None:
         "session_timeout_ms": 6_000,
         "standbys": 1,
         "rack": None,
+        "start_lag_records_max": 50_000,
         "security_protocol": "PLAINTEXT",
         "sasl_mechanism": None,
         "sasl_username": None,
