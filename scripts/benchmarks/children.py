@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -53,11 +53,11 @@ class Child:
     async def ready(self) -> None:
         await self.next("ready", READY_SECONDS_MAX)
 
-    async def ask(self, request: str) -> dict[str, Any]:
-        """The child's answer to a request."""
+    async def ask(self, request: str, seconds: float = ANSWER_SECONDS_MAX) -> dict[str, Any]:
+        """The child's answer to a request, which is named after the request's first word."""
         assert self._process.stdin is not None
         self._process.stdin.write(request.encode() + b"\n")
-        return await self.next(request, ANSWER_SECONDS_MAX)
+        return await self.next(request.split()[0], seconds)
 
     async def cpu_seconds(self) -> float:
         """User and system time of the process so far."""
@@ -84,9 +84,9 @@ class Child:
             await self.kill()
 
 
-def last_words(logs: Path) -> str:
-    """The ends of all children's logs, the newest last."""
-    found = sorted(logs.glob("*.log"), key=lambda log: log.stat().st_mtime)
+def last_words(logs: Path, of: str = "") -> str:
+    """The ends of the logs of all children whose roles begin so, the newest last."""
+    found = sorted(logs.glob(f"{of}*.log"), key=lambda log: log.stat().st_mtime)
     return "\n".join(f"--- {log.stem}\n{_tail(log)}" for log in found)
 
 
@@ -96,15 +96,17 @@ def _tail(log: Path) -> str:
 
 
 @asynccontextmanager
-async def running(role: str, arguments: Mapping[str, Any], logs: Path) -> AsyncIterator[Child]:
-    """A child, until the block ends. Its stderr goes to a file in `logs`."""
+async def running(
+    role: str, arguments: Mapping[str, Any], logs: Path, program: Sequence[str] | None = None
+) -> AsyncIterator[Child]:
+    """A child, until the block ends. Its stderr goes to a file in `logs`.
+
+    `program` runs instead of ours, with the same arguments, and must keep to the same rules.
+    """
     log = logs / f"{role}-{time.monotonic_ns()}.log"
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "benchmarks.child",
-            role,
+            *(program or (sys.executable, "-m", "benchmarks.child", role)),
             json.dumps(arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -19,6 +19,8 @@ from benchmarks import environment, pipeline, size
 from benchmarks.children import last_words
 from benchmarks.cluster import BROKERS, cluster
 from benchmarks.fold import fold
+from benchmarks.peers.bench import peers, prepared
+from benchmarks.peers.settings import PEERS, PeersSettings
 from benchmarks.recovery import recovery
 from benchmarks.report import Report, merged
 from benchmarks.settings import (
@@ -44,6 +46,7 @@ EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
 INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 
+NAMES: Final = ("floor", "engine", "recovery", "takeover", "timers", "cluster", "peers", "size", "start", "fold", "all")
 DESCRIPTION: Final = """\
 Measures sagalog on an embedded Kafka of its own, which is gone afterwards.
 
@@ -54,6 +57,7 @@ Measures sagalog on an embedded Kafka of its own, which is gone afterwards.
   timers    many workflows that sleep, some of which wake: how late
   cluster   kill -9 one of three brokers under load: the longest time without a result
   size      how many partitions, processes and bytes so many workflows a day need, from measured costs
+  peers     the same saga on DBOS, Faust, Restate and Temporal, in turn with the engine; what cannot be had is said to be missing
   start     seconds until the embedded servers answer
   fold      the fold without a broker: processor time per event, bytes per idle workflow
   all       engine, recovery, takeover, timers, start and fold
@@ -67,6 +71,7 @@ examples:
   scripts/bench fold --open 1000 1000000      whether the cost stays flat
   scripts/bench size --workflows-per-day 1000000 --steps 6 --payload-bytes 2000
   scripts/bench size --measure --check        this machine's costs, and how well they predict a run
+  scripts/bench peers --only dbos faust --runs 5
   scripts/bench recovery --workflows 100000 --session-timeout-ms 6000
   scripts/bench takeover --workflows 200000 --partitions 2
   scripts/bench timers --pending 1000000 --due-per-second 5000
@@ -103,6 +108,8 @@ def _measure(options: argparse.Namespace) -> Report:
     say = Console(stderr=True, highlight=False).print
     if options.name == "fold":
         return _fold(options, environment.describe(None), lambda line: say(line, style="dim"))
+    if options.name == "peers":
+        return _peers(options, lambda line: say(line, style="dim"))
     with _broker(BROKERS if options.name == "cluster" else 1) as (stack, runner, logs):
         found = environment.describe(stack)
         report = runner.run(_run(options, stack, logs, found, lambda line: say(line, style="dim")))
@@ -115,6 +122,22 @@ def _measure(options: argparse.Namespace) -> Report:
         report = merged(options.name, [report, _fold(options, found, lambda line: say(line, style="dim"))])
     assert report is not None
     return report
+
+
+def _peers(options: argparse.Namespace, progress: Callable[[str], None]) -> Report:
+    settings = PeersSettings(
+        runs=options.runs,
+        seconds=options.seconds,
+        in_flight=options.clients,
+        partitions=options.partitions,
+        payload_bytes=options.payload_bytes,
+        workflows_per_second=options.pace,
+        peers=tuple(options.only),
+    )
+    # Before anything is started: a build takes minutes of both cores, and outside of the loop Ctrl-C ends it at once.
+    missing = prepared(settings.peers, progress)
+    with _broker(1, postgres=True) as (stack, runner, logs):
+        return runner.run(peers(stack, settings, missing, environment.describe(stack), logs, progress))
 
 
 def _size(options: argparse.Namespace) -> None:
@@ -154,12 +177,12 @@ def _size(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _broker(brokers: int) -> Iterator[tuple[EmbeddedStack, asyncio.Runner, Path]]:
+def _broker(brokers: int, *, postgres: bool = False) -> Iterator[tuple[EmbeddedStack, asyncio.Runner, Path]]:
     """A Kafka, a loop, and a directory for the children's logs, which are shown when the bench fails."""
     say = Console(stderr=True, highlight=False).print
     say("starting a Kafka …", style="dim")
     with (
-        EmbeddedStack(postgres=False, brokers=brokers) as stack,
+        EmbeddedStack(postgres=postgres, brokers=brokers) as stack,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         # In there they go with the stack, even when this process is killed.
@@ -253,7 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "name",
         metavar="NAME",
-        choices=("floor", "engine", "recovery", "takeover", "timers", "cluster", "size", "start", "fold", "all"),
+        choices=NAMES,
         help="see above",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -288,6 +311,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     throughput.add_argument(
         "--agent", choices=("host", "raw"), default=pipelined.agent, help="beside the engine (default: %(default)s)"
+    )
+    beside = parser.add_argument_group("peers; also --seconds")
+    comparing = PeersSettings()
+    beside.add_argument(
+        "--clients",
+        type=_whole(1, 100_000),
+        default=comparing.in_flight,
+        help="workflows kept in flight, the same for all (default: %(default)s)",
+    )
+    beside.add_argument(
+        "--pace",
+        type=_number(0.5, 10_000),
+        metavar="WORKFLOWS_PER_SECOND",
+        default=comparing.workflows_per_second,
+        help="load while the latency is measured, the same for all (default: %(default)s)",
+    )
+    beside.add_argument(
+        "--only", choices=PEERS, nargs="+", metavar="PEER", default=PEERS, help=f"of {', '.join(PEERS)} (default: all)"
     )
     killing = parser.add_argument_group("cluster")
     killing.add_argument(

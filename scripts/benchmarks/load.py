@@ -104,6 +104,11 @@ class Load:
             raise BenchError(f"{sample.workflows:,} results of {self.started:,} workflows: some ended twice")
         return sample
 
+    @staticmethod
+    def key(number: int) -> bytes:
+        """The id of the workflow that is started as the number-th, counted from 0."""
+        return b"w-%012d" % number
+
     async def start(self, count: int) -> None:
         if count <= 0:
             return
@@ -115,7 +120,7 @@ class Load:
             for at in range(0, len(numbers), self._batch_records):
                 batch = self._producer.create_batch()
                 for number in numbers[at : at + self._batch_records]:
-                    key = b"w-%012d" % number
+                    key = self.key(number)
                     added = batch.append(timestamp=None, key=key, value=self._value, headers=self._headers(key))
                     assert added is not None, "a batch of starts holds that many records"
                 to = self._events[numbers[at] % partitions]

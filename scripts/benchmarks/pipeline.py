@@ -172,7 +172,7 @@ async def _run(kind: str, prefix: str, bootstrap: str, settings: PipelineSetting
             latency = await in_agent.ask("latency-end")
             ended = await load.drain()
             if kind == ENGINE:
-                _check_results(await load.last_results())
+                check_results(await load.last_results())
         steps = after.steps - before.steps
         if not steps or not latency["count"]:
             raise BenchError(f"the {kind} did no step in {settings.seconds:g} s")
@@ -198,7 +198,8 @@ async def _start_record(
     return await system.register(log, topics, settings.payload_bytes)
 
 
-def _check_results(values: list[bytes]) -> None:
+def check_results(values: list[bytes]) -> None:
+    """Raises BenchError unless all of these workflows completed."""
     failed = [result for value in values if (result := orjson.loads(value))["status"] != "completed"]
     if failed:
         last = {key: found for key, found in failed[-1].items() if key not in ("input", "output", "steps")}
