@@ -123,14 +123,21 @@ class Publisher:
                 self._append(batch)
 
     async def _another(self) -> Producer:
-        delay_ms = BACKOFF_BASE_MS
+        delay_ms, tries = BACKOFF_BASE_MS, 0
         while True:
+            tries += 1
             try:
                 if self._producer is not None:
                     broken, self._producer = self._producer, None
                     await broken.close()
                 return await self._log.producer(self._client_id)
             except LogError as error:
-                logger.warning("no producer for %s yet, next try in about %d ms: %s", self._client_id, delay_ms, error)
+                logger.warning(
+                    "no producer for %s after %d tries, next in about %d ms: %s",
+                    self._client_id,
+                    tries,
+                    delay_ms,
+                    error,
+                )
                 await asyncio.sleep(self._rng.uniform(0.5, 1.0) * delay_ms / 1000)
                 delay_ms = min(2 * delay_ms, BACKOFF_CAP_MS)

@@ -54,7 +54,7 @@ from sagalog.schemas.limits import (
     STATE_BYTES_MAX,
 )
 from sagalog.schemas.records import DEFINITION_KEY, TYPE_START_ANSWERED, ResultRecord, StartAnsweredRecord
-from sagalog.topics.log import Consumer, Log, Out, Producer, TopicPartition, header
+from sagalog.topics.log import Consumer, Log, LogUnavailable, Out, Producer, TopicPartition, header
 from sagalog.topics.partitioner import partition_of
 from sagalog.topics.provision import provision_beside
 from sagalog.topics.specs import Topics, commands
@@ -66,6 +66,8 @@ logger = logging.getLogger(__name__)
 
 RESULTS_KEPT_MAX: Final = 50_000
 """Results that a client keeps for `wait` calls that come after them, the newest; as many answers to starts."""
+ACK_TIMEOUT_S: Final = 60.0
+"""How long a start, or whatever else is written, may take to be durable: the client tries for as long as no broker answers."""
 ANSWER_TIMEOUT_S: Final = 30.0
 """How long a start that must know whether it counted waits for the answer: a take-over may be under way."""
 
@@ -325,7 +327,7 @@ class Client:
             self._note_started(workflow_id)
         producer = self._open()
         appended = [producer.append(self._topics.events, partition, found) for partition, found in by_partition.items()]
-        await asyncio.gather(*appended)
+        await _durable(appended)
 
     @property
     def starts_refused(self) -> int:
@@ -628,7 +630,7 @@ class Client:
         if traceparent is not None:
             headers.append(("traceparent", traceparent.encode()))
         record = Out(key, encode_event(event), headers)
-        await self._open().append(self._topics.events, partition_of(key, self._partitions), [record])
+        await _durable([self._open().append(self._topics.events, partition_of(key, self._partitions), [record])])
 
     def _headers(self, ce_type: str, ce_id: str) -> list[tuple[str, bytes]]:
         return [
@@ -642,6 +644,22 @@ class Client:
     def _open(self) -> Producer:
         assert self._producer is not None, "use the client in an `async with` block"
         return self._producer
+
+
+async def _durable(appended: Sequence[asyncio.Future[None]]) -> None:
+    """Raises LogUnavailable when it takes too long, and what came of it is not known."""
+    if not appended:
+        return
+    _, pending = await asyncio.wait(appended, timeout=ACK_TIMEOUT_S)
+    if pending:
+        for future in pending:
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks any more
+        raise LogUnavailable(
+            f"the log has not acknowledged what was written within {ACK_TIMEOUT_S:g} s; it may still be written, or not: "
+            "do it again once a broker answers (under the same id, if it is a start: one that is there already counts)"
+        )
+    for future in appended:
+        future.result()
 
 
 def check_policy(on_duplicate: str) -> OnDuplicate:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 
@@ -44,6 +45,11 @@ class SystemRng:
 
     def uniform(self, low: float, high: float) -> float:
         return self._random.uniform(low, high)
+
+
+def utc(ms: int) -> str:
+    """A wall-clock time as logs say it."""
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 async def wait_for_stop(stop: asyncio.Event, seconds: float) -> None:

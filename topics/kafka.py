@@ -8,6 +8,7 @@ What the client does that one would not expect, and what is done about it here:
 - A deserialiser that raises is called with the same record for ever: bytes only.
 - `committed()` of a consumer returns no metadata: the admin client's offsets do.
 - The admin client asks a broker at random, also one that has just died, and gives up when that one does not answer: `_ask`.
+- What ends a group member's coordination is wrapped, and a send to a deleted topic does not name it: `_why`.
 """
 
 from __future__ import annotations
@@ -78,6 +79,16 @@ _FENCED = (
     kafka_errors.OutOfOrderSequenceNumber,
     kafka_errors.DuplicateSequenceNumber,
 )
+
+
+_UNREACHABLE = (
+    kafka_errors.KafkaConnectionError,
+    kafka_errors.NoBrokersAvailable,
+    kafka_errors.NodeNotReadyError,
+    kafka_errors.RequestTimedOutError,
+)
+_HIDDEN: Final = kafka_errors.TopicAuthorizationFailedError.errno
+ACCESS: Final = "docs/operations.md, Access"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +169,7 @@ class KafkaLog:
             **({} if sharing is None else {"partition_assignment_strategy": (_Assignor(sharing),)}),
         )
         consumer.subscribe(topics=list(topics), listener=_Listener(on_assigned, on_revoked))
-        return await self._started(consumer)
+        return await self._started(consumer, f"joining {group} for {', '.join(topics)}")
 
     async def read(
         self, positions: Mapping[TopicPartition, int | None], *, committed: bool, client_id: str = "reader"
@@ -172,21 +183,25 @@ class KafkaLog:
             max_partition_fetch_bytes=FETCH_PARTITION_BYTES_MAX,
             fetch_max_wait_ms=READER_WAIT_MS,
         )
-        wrapped = await self._started(consumer)
-        consumer.assign([KafkaTopicPartition(*partition) for partition in positions])
-        unset = [KafkaTopicPartition(*partition) for partition, offset in positions.items() if offset is None]
-        if unset:
-            await consumer.seek_to_beginning(*unset)
-        wrapped.seek_all({partition: offset for partition, offset in positions.items() if offset is not None})
+        wrapped = await self._started(consumer, "connecting a reader")
+        try:
+            consumer.assign([KafkaTopicPartition(*partition) for partition in positions])
+            unset = [KafkaTopicPartition(*partition) for partition, offset in positions.items() if offset is None]
+            if unset:
+                await _translated(consumer.seek_to_beginning(*unset), "finding the beginning")
+            wrapped.seek_all({partition: offset for partition, offset in positions.items() if offset is not None})
+        except BaseException:
+            await wrapped.close()  # nobody else has it
+            raise
         return wrapped
 
-    async def _started(self, consumer: AIOKafkaConsumer) -> _KafkaConsumer:
+    async def _started(self, consumer: AIOKafkaConsumer, doing: str) -> _KafkaConsumer:
         try:
             await consumer.start()
         except BaseException as error:
             await consumer.stop()
             if isinstance(error, kafka_errors.KafkaError):
-                raise self._unavailable(error) from error
+                raise self._refused(error, doing) from error
             raise
         return _KafkaConsumer(consumer)
 
@@ -221,7 +236,7 @@ class KafkaLog:
         except BaseException as error:
             await producer.stop()
             if isinstance(error, kafka_errors.KafkaError):
-                raise self._unavailable(error) from error
+                raise self._refused(error, "making a producer") from error
             raise
 
     # --- the cluster
@@ -256,6 +271,9 @@ class KafkaLog:
     async def _describe(self, topics: Sequence[str]) -> list[dict[str, Any]]:
         """The metadata of those that exist."""
         described = await self._ask(lambda admin: admin.describe_topics(list(topics)), "reading the cluster's metadata")
+        if hidden := [topic["topic"] for topic in described if topic["error_code"] == _HIDDEN]:
+            # Or what is there would be taken for missing.
+            raise LogError(f"this user may not see topic {', '.join(hidden)}; grant it Describe there ({ACCESS})")
         return [topic for topic in described if topic["error_code"] == 0 and topic["partitions"]]
 
     async def describe(self, topics: Sequence[str]) -> dict[str, TopicDescription]:
@@ -311,7 +329,7 @@ class KafkaLog:
                 return await question(admin)
             except (kafka_errors.KafkaError, TimeoutError) as error:
                 if not tries_left or not getattr(error, "retriable", False):
-                    raise LogError(f"{doing} failed: {type(error).__name__}: {error}") from error
+                    raise self._refused(error, doing) from error
             await asyncio.sleep(ASK_AGAIN_S)
         raise AssertionError("the last try returns or raises")
 
@@ -324,22 +342,70 @@ class KafkaLog:
                 except BaseException as error:
                     await admin.close()
                     if isinstance(error, kafka_errors.KafkaError):
-                        raise self._unavailable(error) from error
+                        raise self._refused(error, "asking the cluster") from error
                     raise
                 self._admin = admin
             return self._admin
 
-    def _unavailable(self, error: Exception) -> LogUnavailable:
-        return LogUnavailable(
-            f"no Kafka broker answers at {self.bootstrap} ({error}); start one, or correct SAGALOG_BOOTSTRAP"
-        )
+    def _refused(self, error: Exception, doing: str) -> LogError:
+        """Nobody there is one thing, a no is another."""
+        if isinstance(_cause(error), _UNREACHABLE):
+            return LogUnavailable(
+                f"no Kafka broker answers at {self.bootstrap} ({error}); start one, or correct SAGALOG_BOOTSTRAP"
+            )
+        return LogError(f"{doing} failed: {_why(error)}")
 
 
 async def _translated(awaitable: Any, doing: str) -> Any:
     try:
         return await awaitable
     except (kafka_errors.KafkaError, TimeoutError) as error:
-        raise LogError(f"{doing} failed: {type(error).__name__}: {error}") from error
+        raise LogError(f"{doing} failed: {_why(error)}") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the client wraps says what is wrong."""
+    while isinstance(error.__cause__, kafka_errors.KafkaError):
+        error = error.__cause__
+    return error
+
+
+def _why(error: BaseException, *, writes: str | None = None) -> str:
+    """The cause with its remedy, of what the client says about a request; `writes` is the topic that was written to, if one was."""
+    cause = _cause(error)
+    match cause:
+        case kafka_errors.TopicAuthorizationFailedError():
+            doing, right = ("write to", "Write") if writes is not None else ("read", "Read")
+            topics = writes or _named(cause)
+            return f"this user may not {doing} topic {topics}; grant it {right} and Describe there ({ACCESS})"
+        case kafka_errors.GroupAuthorizationFailedError():
+            return f"this user may not use the group {_named(cause)}; grant it Read on it ({ACCESS})"
+        case kafka_errors.TransactionalIdAuthorizationFailed():
+            return f"this user may not use the transactional id {_named(cause)}; grant it Write and Describe ({ACCESS})"
+        case kafka_errors.UnknownTopicOrPartitionError() | kafka_errors.NotLeaderForPartitionError() if writes:
+            agent = writes.partition(".commands.")[2]
+            remedy = f"sagalog topics create{f' --agent {agent}' if agent else ''}"
+            return f"topic {writes} does not exist or has no leader ({type(cause).__name__}); make it with: {remedy}"
+        case kafka_errors.UnknownTopicOrPartitionError():
+            return "a topic does not exist (any more); make it with: sagalog topics create"
+        case kafka_errors.InconsistentGroupProtocolError():
+            return (
+                "a member of the group shares out by another protocol: a process of another version is in it; "
+                "stop that one, or run the same version everywhere"
+            )
+        case kafka_errors.InvalidSessionTimeoutError():
+            return (
+                "the broker does not allow this session timeout; set SAGALOG_SESSION_TIMEOUT_MS within its "
+                "group.min.session.timeout.ms and group.max.session.timeout.ms"
+            )
+    return f"{type(cause).__name__}: {cause}"
+
+
+def _named(error: BaseException) -> str:
+    """What an authorization error is about: the client gives a name, a partition, or several of either."""
+    (about,) = error.args or ("?",)
+    several = about if isinstance(about, (set, frozenset, list)) else [about]
+    return ", ".join(sorted({one[0] if isinstance(one, tuple) else str(one) for one in several}))
 
 
 @contextmanager
@@ -406,7 +472,7 @@ class _KafkaConsumer:
                 timeout_ms=timeout_ms, max_records=max_records
             )
         except (kafka_errors.KafkaError, kafka_errors.ConsumerStoppedError) as error:
-            raise LogError(f"reading failed: {type(error).__name__}: {error}") from error
+            raise LogError(f"reading failed: {_why(error)}") from error
         return batches
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
@@ -442,7 +508,7 @@ class _KafkaConsumer:
         except (kafka_errors.CommitFailedError, kafka_errors.IllegalStateError) as error:
             raise NotAssigned(f"the group has moved on: {error}") from error
         except (kafka_errors.KafkaError, kafka_errors.IllegalOperation) as error:
-            raise LogError(f"committing offsets failed: {type(error).__name__}: {error}") from error
+            raise LogError(f"committing offsets failed: {_why(error)}") from error
 
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         wanted = [KafkaTopicPartition(*partition) for partition in partitions]
@@ -561,11 +627,11 @@ class _KafkaProducer:
         except Exception as error:  # noqa: BLE001 - it reaches whoever waits, through the futures
             # Whatever it is, nobody must wait for ever for what is queued or on its way.
             queue.extendleft(reversed(ended))
-            self._break(error)
+            self._break(error, key.topic)
         except asyncio.CancelledError:
             # Closed while a batch is on its way (the broker is gone): whether it arrived, nobody will know.
             queue.extendleft(reversed(ended))
-            self._break(kafka_errors.ProducerClosed())
+            self._break(kafka_errors.ProducerClosed(), key.topic)
             raise
         finally:
             del self._drains[key]
@@ -587,9 +653,9 @@ class _KafkaProducer:
         batch.close()
         return batch, ended, count
 
-    def _break(self, error: Exception) -> None:
+    def _break(self, error: Exception, topic: str | None = None) -> None:
         self._broken = error
-        failure = ProducerBroken(f"sending failed: {type(error).__name__}: {error}; make a new producer")
+        failure = ProducerBroken(f"sending to {topic or 'the log'} failed: {_why(error, writes=topic)}")
         for queue in list(self._queues.values()):
             for queued in queue:
                 if not queued.done.done():
@@ -638,7 +704,8 @@ class _KafkaTransactionalProducer:
             raise Fenced(f"{self._id} belongs to another process now ({type(error).__name__})") from error
         except Exception as error:
             await self._abort()
-            raise LogError(f"a transaction of {self._id} failed: {type(error).__name__}: {error}") from error
+            topics = ", ".join(sorted({partition.topic for partition in writes}))
+            raise LogError(f"a transaction of {self._id} failed: {_why(error, writes=topics)}") from error
         except asyncio.CancelledError:
             await self._abort()
             raise
@@ -664,11 +731,17 @@ class _KafkaTransactionalProducer:
             await future
 
     async def _abort(self) -> None:
-        """Best effort: readers wait for an open transaction. Whoever takes the id next aborts it for certain."""
+        """Best effort: readers wait for an open transaction. Whoever takes the id next aborts it for certain.
+
+        After a refusal the client calls it aborted and tells nobody: what it wrote before stays open until then.
+        """
+        waiter = self._producer._txn_manager.wait_for_transaction_end()
+        if waiter.done() and not waiter.cancelled():
+            waiter.exception()  # known by now; the client drops it, and asyncio would log it as nobody's
         try:
             await asyncio.wait_for(self._producer.abort_transaction(), CLOSE_TIMEOUT_S)
         except (kafka_errors.KafkaError, TimeoutError, AssertionError) as error:
-            logger.warning("the transaction of %s could not be aborted: %s", self._id, error)
+            logger.warning("the transaction of %s could not be aborted: %s: %s", self._id, type(error).__name__, error)
 
     async def close(self) -> None:
         self._usable = False

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -15,18 +16,27 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import uvloop
 
 from sagalog.engine.client import Client
+from sagalog.infra.clock import SystemRng, wait_for_stop
 from sagalog.infra.settings import Settings, load_settings
 from sagalog.infra.tuning import tune_garbage_collector
 from sagalog.schemas.errors import SagalogError
 from sagalog.topics.kafka import KafkaLog, KafkaSecurity
+from sagalog.topics.log import LogError
 from sagalog.topics.specs import Topics
 
 if TYPE_CHECKING:
     from sagalog.engine.projection.postgres import PostgresSql
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 STOP_TIMEOUT_S: Final = 30.0
+
+WAIT_S_MAX: Final = 86_400.0
+"""How long a process may be told to wait for its broker."""
+WAIT_BACKOFF_S: Final = (0.5, 10.0)
+"""First and longest wait before a broker that does not answer is asked again."""
 
 PID_MAX: Final = 1 << 22
 """Linux gives no process a larger id."""
@@ -125,6 +135,29 @@ async def open_log(found: Settings) -> AsyncIterator[KafkaLog]:
         await log.close()
 
 
+async def reached(ask: Callable[[], Awaitable[None]], wait_s: float, stop: asyncio.Event) -> bool:
+    """Asks until there is an answer; for `wait_s` seconds no answer, and no for one, is no reason to give up. False: stopped.
+
+    Raises the last LogError.
+    """
+    rng, until_s, backoff_s = SystemRng(), time.monotonic() + wait_s, WAIT_BACKOFF_S[0]
+    while True:
+        try:
+            await ask()
+        except LogError as error:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                raise
+            pause_s = min(left_s, rng.uniform(0.5, 1.0) * backoff_s)
+            backoff_s = min(2 * backoff_s, WAIT_BACKOFF_S[1])
+            logger.warning("%s; trying again in %.1f s, for %.0f s more", error, pause_s, left_s)
+            await wait_for_stop(stop, pause_s)
+            if stop.is_set():
+                return False
+        else:
+            return True
+
+
 @contextlib.asynccontextmanager
 async def open_client(found: Settings) -> AsyncIterator[Client]:
     limit = found.start_lag_records_max
@@ -180,9 +213,7 @@ async def _bounded_stop(work: Callable[[asyncio.Event], Awaitable[None]], stop: 
     stopping.cancel()
     done, _ = await asyncio.wait({task}, timeout=STOP_TIMEOUT_S)
     if not done:
-        logging.getLogger(__name__).error(
-            "the process did not stop within %g s and ends as it is; the log has everything", STOP_TIMEOUT_S
-        )
+        logger.error("the process did not stop within %g s and ends as it is; the log has everything", STOP_TIMEOUT_S)
         os._exit(1)
     task.result()
 

@@ -25,10 +25,12 @@ from sagalog.topics.specs import all_specs
 
 from .context import (
     DEV_FILE,
+    WAIT_S_MAX,
     bootstrap_of,
     dev_directory,
     open_log,
     postgres_of,
+    reached,
     run_until_stopped,
     security_of,
     set_up_logging,
@@ -46,6 +48,15 @@ if TYPE_CHECKING:
 AgentNames = Annotated[
     list[str], typer.Argument(help="module:name of an agent, or of a list of agents; several allowed.")
 ]
+WaitS = Annotated[
+    float,
+    typer.Option(
+        "--wait",
+        min=0,
+        max=WAIT_S_MAX,
+        help="Seconds to keep trying, with back-off, while Kafka does not answer at the start.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,23 +64,23 @@ def register(app: typer.Typer) -> None:
         app.command(command.__name__)(command)
 
 
-def engine() -> None:
+def engine(wait: WaitS = 0.0) -> None:
     """Run an engine: it folds its share of the partitions. Start several to share the work.
 
-    Example: SAGALOG_BOOTSTRAP=kafka:9092 SAGALOG_METRICS_PORT=9100 sagalog engine
+    Example: SAGALOG_BOOTSTRAP=kafka:9092 SAGALOG_METRICS_PORT=9100 sagalog engine --wait 60
     """
     found = settings()
     set_up_logging(found.log_level)
 
     async def work(stop: asyncio.Event) -> None:
         async with open_log(found) as log:
-            await _provision(log, found)
-            await _run_engine(log, found, stop, found.metrics_port)
+            if await reached(lambda: _provision(log, found), wait, stop):
+                await _run_engine(log, found, stop, found.metrics_port)
 
     run_until_stopped(work)
 
 
-def agent(names: AgentNames) -> None:
+def agent(names: AgentNames, wait: WaitS = 0.0) -> None:
     """Run agents: each consumes the commands of its topic.
 
     Example: sagalog agent sagalog.agents.invoices.saga:agents
@@ -80,12 +91,13 @@ def agent(names: AgentNames) -> None:
 
     async def work(stop: asyncio.Event) -> None:
         async with open_log(found) as log:
-            await _run_agents(log, found, loaded, stop, found.metrics_port)
+            if await reached(lambda: _answers(log, found), wait, stop):
+                await _run_agents(log, found, loaded, stop, found.metrics_port)
 
     run_until_stopped(work)
 
 
-def project() -> None:
+def project(wait: WaitS = 0.0) -> None:
     """Run a projector: it keeps the rows in PostgreSQL up to date. Start several to share the partitions.
 
     Example: SAGALOG_POSTGRES=postgresql://user@db/sagalog sagalog project
@@ -95,12 +107,13 @@ def project() -> None:
 
     async def work(stop: asyncio.Event) -> None:
         async with open_log(found) as log:
-            await _run_projector(log, found, stop, found.metrics_port)
+            if await reached(lambda: _answers(log, found), wait, stop):
+                await _run_projector(log, found, stop, found.metrics_port)
 
     run_until_stopped(work)
 
 
-def watch() -> None:
+def watch(wait: WaitS = 0.0) -> None:
     """Run the watch: it keeps an error rate per agent and raises an alert when it is too high.
 
     Example: SAGALOG_BOOTSTRAP=kafka:9092 sagalog watch
@@ -109,6 +122,9 @@ def watch() -> None:
     set_up_logging(found.log_level)
 
     async def work(stop: asyncio.Event) -> None:
+        async with open_log(found) as log:
+            if not await reached(lambda: _answers(log, found), wait, stop):
+                return
         await _run_watch(found, stop, found.metrics_port)
 
     run_until_stopped(work)
@@ -228,6 +244,11 @@ async def _together(tasks: dict[str, Callable[[asyncio.Event], Awaitable[None]]]
     for outcome in done:
         if isinstance(outcome, BaseException):
             raise outcome
+
+
+async def _answers(log: KafkaLog, found: Settings) -> None:
+    """Asks the broker something. Whether the topics are there is the business of those who need them."""
+    await log.partitions(topics_of(found).events)
 
 
 async def _provision(log: KafkaLog, found: Settings) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sagalog.engine.runtime.outputs import quarantine
-from sagalog.infra.clock import Clock, Rng, wait_for_stop
+from sagalog.infra.clock import Clock, Rng, utc, wait_for_stop
 from sagalog.schemas.errors import SagalogError
 from sagalog.topics.log import Consumer, Log, LogError, Message, Producer, TopicPartition
 from sagalog.topics.specs import Topics
@@ -98,6 +98,7 @@ class Projector:
         """What has ended the last session, or kept it from coming about."""
         self._failures = 0
         """Sessions in a row that ended without having applied anything."""
+        self._failing_since_ms = 0
 
     def unready(self) -> str | None:
         """Why it does not project now; None when it does. From any thread."""
@@ -117,9 +118,14 @@ class Projector:
             except (SqlError, LogError) as error:
                 what = "postgres" if isinstance(error, SqlError) else "kafka"
                 self._metrics.reconnects.labels(what).inc()
+                if not self._failures:
+                    self._failing_since_ms = self._clock.now_ms()
                 delay_ms = self._backoff_ms()
                 self._looked_ms, self._trouble = None, str(error)
-                logger.warning("projecting stopped, trying again in %d ms: %s", delay_ms, error)
+                logger.warning(
+                    "projecting stopped (failure %d since %s), trying again in %d ms: %s",
+                    self._failures, utc(self._failing_since_ms), delay_ms, error,
+                )  # fmt: skip
                 await wait_for_stop(stop, delay_ms / 1000)
             finally:
                 self._metrics.connected.set(0)
@@ -186,7 +192,9 @@ class Projector:
     async def _require_topics(self) -> None:
         for topic in (*self._followed, self._topics.quarantine):
             if await self._log.partitions(topic) is None:
-                raise LogError(f"the topic {topic} does not exist; provision the topics, or correct SAGALOG_PREFIX")
+                raise LogError(
+                    f"topic {topic} does not exist; make it with: sagalog topics create, or correct SAGALOG_PREFIX"
+                )
 
     async def _on_assigned(self, partitions: set[TopicPartition]) -> None:
         self._assigned = partitions

@@ -17,16 +17,16 @@ import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
-from sagalog.infra.clock import Clock, Rng, wait_for_stop
+from sagalog.infra.clock import Clock, Rng, utc, wait_for_stop
 from sagalog.schemas.codec import decode_object
 from sagalog.schemas.commands import parse_heartbeat
 from sagalog.schemas.errors import InvalidRecord, SagalogError
 from sagalog.schemas.records import MARKER_KEY
 from sagalog.schemas.statuses import CircuitStatus
 from sagalog.topics.log import Consumer, Log, LogError, Message, Producer, ProducerBroken, Reader, TopicPartition
-from sagalog.topics.specs import Topics
+from sagalog.topics.specs import DEFINITIONS, EVENTS, FIXED, HEALTH, Topics
 
 from .circuits import CircuitMachine
 from .gate import CircuitView
@@ -66,6 +66,10 @@ _ANEW = {Role.OWNER: "taken over", Role.STANDBY: "followed"}
 _CIRCUIT_GAUGE = {CircuitStatus.CLOSED: 0, CircuitStatus.HALF_OPEN: 1, CircuitStatus.OPEN: 2}
 
 
+REQUIRED: Final = tuple(spec for spec in FIXED if spec not in (EVENTS, HEALTH, DEFINITIONS))
+"""Fixed topics that an engine reads or writes besides `events`."""
+
+
 class TopicGone(LogError):
     """A topic that the engine reads does not exist (any more)."""
 
@@ -96,6 +100,9 @@ class Engine:
         self.standbys = standbys
         self.rack = rack
         self.session: Session | None = None
+        self._failures = 0
+        """Sessions in a row that did not last."""
+        self._failing_since_ms = 0
         self.health = Health(clock)
         """Whether its partitions move on; it may be asked from any thread."""
         self.metrics.health = self.health
@@ -110,25 +117,37 @@ class Engine:
             await asyncio.gather(looking, return_exceptions=True)
 
     async def _sessions(self, stop: asyncio.Event) -> None:
-        failures = 0
         while not stop.is_set():
-            self.session = Session(self, self._snapshot_interval_s)
+            session = self.session = Session(self, self._snapshot_interval_s)
             self.metrics.sessions.inc()
+            wait_s = 0.0
+
+            def failed(error: Exception, session: Session = session) -> None:
+                nonlocal wait_s
+                wait_s = self._failed(session, error)
+
             try:
-                await self.session.run(stop)
-            except LogError as error:
-                failures = 0 if self.session.was_live else failures + 1
-                wait_s = _backoff_s(SESSION_BACKOFF_MS, failures, self.rng)
-                logger.error("engine %s: %s; trying again in %.1f s", self.member, error, wait_s)
-                await wait_for_stop(stop, wait_s)
-            except Exception:
+                await session.run(stop, failed)
+            except Exception:  # noqa: BLE001 - it is said
                 # A bug must not take away the partitions that work: all of them are taken over anew, from the log.
-                failures += 1
-                wait_s = _backoff_s(SESSION_BACKOFF_MS, failures, self.rng)
-                logger.exception("engine %s failed; trying again in %.1f s", self.member, wait_s)
                 await wait_for_stop(stop, wait_s)
             finally:
                 self.session = None
+
+    def _failed(self, session: Session, error: Exception) -> float:
+        """Says so, and for how many seconds to wait: one that fails soon after it went live must not spin."""
+        if session.live_ms >= LIVE_MS_TO_FORGIVE:
+            self._failures = 0
+        if not self._failures:
+            self._failing_since_ms = self.clock.now_ms()
+        wait_s = _backoff_s(SESSION_BACKOFF_MS, self._failures, self.rng)
+        self._failures += 1
+        logger.error(
+            "engine %s: %s (failure %d since %s); trying again in %.1f s",
+            self.member, error, self._failures, utc(self._failing_since_ms), wait_s,
+            exc_info=None if isinstance(error, LogError) else error,
+        )  # fmt: skip
+        return wait_s
 
     async def _look_on(self) -> None:
         """Beside the sessions, so that one that does not come about is seen, too."""
@@ -174,23 +193,35 @@ class Session:
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._circuits: dict[str, CircuitView] = {}
         self._failures: dict[TopicPartition, int] = {}
-        self.was_live = False
+        self._live_since_ms: int | None = None
 
-    async def run(self, stop: asyncio.Event) -> None:
+    @property
+    def was_live(self) -> bool:
+        """Whether a partition has been live."""
+        return self._live_since_ms is not None
+
+    @property
+    def live_ms(self) -> int:
+        """Since its first partition was live."""
+        return self._clock.monotonic_ms() - self._live_since_ms if self._live_since_ms is not None else 0
+
+    async def run(self, stop: asyncio.Event, failed: Callable[[Exception], None]) -> None:
+        """`failed` is told before anything is closed: without a broker that takes long."""
         try:
-            await self._work(stop)
+            await self._run(stop)
         except Exception as error:
-            # Said before the rest is closed, which without a broker takes seconds.
+            failed(error)
             self._assigned = False
             self._health.disconnected(str(error) if isinstance(error, LogError) else f"{type(error).__name__}: {error}")
             raise
         finally:
             await self._close()
 
-    async def _work(self, stop: asyncio.Event) -> None:
-        self._outcome_partitions = await self._require(self._topics.outcomes)
+    async def _run(self, stop: asyncio.Event) -> None:
         partitions = self._partitions = await self._require(self._topics.events)
+        self._outcome_partitions = await self._require(self._topics.outcomes)
         circuit_partitions = await self._require(self._topics.circuits)
+        await self._require_rest()
         self._producer = await self._log.producer(f"engine-{self._engine.member}")
         self._spawn(self._follow_circuits(circuit_partitions))
         self._spawn(self._follow_heartbeats(partitions))
@@ -414,7 +445,8 @@ class Session:
 
     async def _note_live(self, processor: Processor) -> None:
         await processor.live.wait()
-        self.was_live = True
+        if self._live_since_ms is None:
+            self._live_since_ms = self._clock.monotonic_ms()
         self._count_phases()
 
     # --- snapshots
@@ -495,7 +527,10 @@ class Session:
         reader = await self._log.read(
             {TopicPartition(topic, number): None for number in range(partitions)}, committed=True, client_id="circuits"
         )
-        await self._read_on(reader, self._on_circuit)
+        try:
+            await self._read_on(reader, self._on_circuit)
+        finally:
+            await reader.close()
 
     def _on_circuit(self, message: Message) -> None:
         key = (message.key or b"").decode(errors="replace")
@@ -520,9 +555,12 @@ class Session:
         topic = self._topics.heartbeats
         numbers = [TopicPartition(topic, number) for number in range(await self._require(topic))]
         reader = await self._log.read(dict.fromkeys(numbers, 0), committed=False, client_id="heartbeats")
-        for partition, offset in (await reader.end_offsets(numbers)).items():
-            reader.seek(partition, offset)
-        await self._read_on(reader, self._on_heartbeat)
+        try:
+            for partition, offset in (await reader.end_offsets(numbers)).items():
+                reader.seek(partition, offset)
+            await self._read_on(reader, self._on_heartbeat)
+        finally:
+            await reader.close()
 
     def _on_heartbeat(self, message: Message) -> None:
         processor = self.processors.get(TopicPartition(self._topics.events, message.partition))
@@ -532,21 +570,18 @@ class Session:
             processor.machine.heard(beating, beat.workflow_id, beat.step, beat.attempt, beat.direction)
 
     async def _read_on(self, reader: Consumer, handle: Callable[[Message], None]) -> None:
-        try:
-            while True:
-                for messages in (await reader.poll(1_000, POLL_RECORDS_MAX)).values():
-                    for message in messages:
-                        try:
-                            handle(message)
-                        except (InvalidRecord, KeyError, ValueError) as error:
-                            origin = f"{message.topic}/{message.partition}/{message.offset}"
-                            self._metrics.quarantined.labels("decode").inc()
-                            logger.warning("%s cannot be read and is passed over: %s", origin, error)
-        finally:
-            await reader.close()
+        while True:
+            for messages in (await reader.poll(1_000, POLL_RECORDS_MAX)).values():
+                for message in messages:
+                    try:
+                        handle(message)
+                    except (InvalidRecord, KeyError, ValueError) as error:
+                        origin = f"{message.topic}/{message.partition}/{message.offset}"
+                        self._metrics.quarantined.labels("decode").inc()
+                        logger.warning("%s cannot be read and is passed over: %s", origin, error)
 
     async def _check_topics(self, partitions: int) -> None:
-        """A deleted topic gives empty polls for ever: ask, and say so."""
+        """A deleted topic gives empty polls, and sends that never end, for ever: ask, and say so."""
         while True:
             await asyncio.sleep(TOPIC_CHECK_MS / 1000)
             found = await self._require(self._topics.events)
@@ -555,6 +590,12 @@ class Session:
                     f"topic {self._topics.events} has {found} partitions where it had {partitions}: workflows would change "
                     "their partition; make it as it was"
                 )
+            await self._require_rest()
+
+    async def _require_rest(self) -> None:
+        """The other topics without which nothing can go on."""
+        for spec in REQUIRED:
+            await self._require(self._topics.name(spec))
 
     async def _require(self, topic: str) -> int:
         found = await self._log.partitions(topic)

@@ -254,8 +254,15 @@ class Processor:
         return False
 
     async def _require_log(self, reader: Consumer) -> None:
-        """The log must reach back to where folding has to go on."""
-        begin = (await reader.beginning_offsets([self.input]))[self.input]
+        """The log must reach back to where folding has to go on, and up to it."""
+        begins, ends = await asyncio.gather(reader.beginning_offsets([self.input]), reader.end_offsets([self.input]))
+        begin, end = begins[self.input], ends[self.input]
+        if end < self.position:
+            raise CheckpointsDamaged(
+                f"{self.input.topic}/{self.input.partition} ends at offset {end}, but the checkpoints are at {self.position - 1}: "
+                "the topic was made anew or has lost records; restore it, or, to begin without what it held, delete the topic "
+                f"{self.machine.checkpoints.topic} too and make it with: sagalog topics create"
+            )
         if begin > self.position:
             raise CheckpointsDamaged(
                 f"{self.input.topic}/{self.input.partition} begins at offset {begin}, but the checkpoints end at "

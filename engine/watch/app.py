@@ -39,7 +39,7 @@ from sagalog.engine.watch.metrics import WatchMetrics
 from sagalog.engine.watch.outcomes import parse_outcome, parse_result
 from sagalog.engine.watch.settings import app_settings
 from sagalog.engine.watch.window import AlertRule
-from sagalog.infra.clock import Clock, SystemClock, SystemRng, wait_for_stop
+from sagalog.infra.clock import Clock, SystemClock, SystemRng, utc, wait_for_stop
 from sagalog.schemas.codec import decode_object, encode
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.ids import check_name
@@ -117,7 +117,7 @@ async def run_watch(
 
 
 async def _sessions(options: WatchOptions, metrics: WatchMetrics, clock: Clock, stop: asyncio.Event) -> None:
-    failures, rng = 0, SystemRng()
+    failures, since_ms, rng = 0, 0, SystemRng()
     while not stop.is_set():
         metrics.sessions.inc()
         log = KafkaLog(options.bootstrap, security=options.security)
@@ -126,9 +126,12 @@ async def _sessions(options: WatchOptions, metrics: WatchMetrics, clock: Clock, 
             await session.run(stop)
         except (LogError, kafka_errors.KafkaError, FaustError) as error:
             failures = 0 if session.was_live else failures + 1
+            since_ms = since_ms if failures > 1 else clock.now_ms()
             first_ms, longest_ms = limits.SESSION_BACKOFF_MS
             wait_s = rng.uniform(0.5, 1.0) * min(longest_ms, first_ms << min(failures, 16)) / 1000
-            logger.error("watch: %s: %s; trying again in %.1f s", type(error).__name__, error, wait_s)
+            logger.error(
+                "watch: %s: %s (since %s); trying again in %.1f s", type(error).__name__, error, utc(since_ms), wait_s
+            )
             await wait_for_stop(stop, wait_s)
         finally:
             await log.close()

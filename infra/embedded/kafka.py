@@ -13,6 +13,7 @@ Most users want EmbeddedStack (see stack), which runs this beside PostgreSQL.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from sagalog.infra.embedded import jars, ports
@@ -112,17 +113,25 @@ def configuration(port: int, data: Path | str, quorum: Quorum, node_id: int = 1)
 class KafkaServer:
     """The broker of one directory. Not safe for use from several threads at once.
 
-    `quorum` and `node_id` (from 1): the cluster that it is a part of; none: it is alone.
+    `quorum` and `node_id` (from 1): the cluster that it is a part of; none: it is alone. `settings` come on top of CONFIG.
     """
 
     def __init__(
-        self, site: Site, runtime: Runtime, *, port: int | None = None, quorum: Quorum | None = None, node_id: int = 1
+        self,
+        site: Site,
+        runtime: Runtime,
+        *,
+        port: int | None = None,
+        quorum: Quorum | None = None,
+        node_id: int = 1,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self._site = site
         self._runtime = runtime
         self._port = port
         self._quorum = quorum
         self.node_id = node_id
+        self._settings = dict(settings or {})
         self._process: ServerProcess | None = None
 
     @property
@@ -246,7 +255,9 @@ class KafkaServer:
             raise
 
     def _write_config(self, port: int, quorum: Quorum) -> None:
-        self._config.write_text(configuration(port, self.data, quorum, self.node_id))
+        # Of a property that stands there twice the last counts.
+        more = "".join(f"{name}={value}\n" for name, value in self._settings.items())
+        self._config.write_text(configuration(port, self.data, quorum, self.node_id) + more)
 
     @property
     def _config(self) -> Path:

@@ -48,9 +48,9 @@ class EmbeddedStack:
     """Kafka and PostgreSQL in `directory`, or in a temporary one that is removed at the end.
 
     A port of None means a free one. `brokers` is the number of Kafka's nodes; with several, `kafka_port` is the first one's,
-    and each gets a smaller heap. `postgres_settings` come on top of the server's own. `cache_dir` holds Kafka's jars
-    (default: the user's cache directory), `maven_url` names a mirror to fetch them from. Raises the subclasses of InfraError,
-    each of which says what to do.
+    and each gets a smaller heap. `kafka_settings` and `postgres_settings` come on top of the servers' own. `cache_dir` holds
+    Kafka's jars (default: the user's cache directory), `maven_url` names a mirror to fetch them from. Raises the subclasses of
+    InfraError, each of which says what to do.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class EmbeddedStack:
         brokers: int = 1,
         kafka_port: int | None = None,
         postgres_port: int | None = None,
+        kafka_settings: Mapping[str, str] | None = None,
         postgres_settings: Mapping[str, str] | None = None,
         cache_dir: Path | None = None,
         maven_url: str | None = None,
@@ -72,6 +73,7 @@ class EmbeddedStack:
         self._nodes = brokers
         self._kafka_port = kafka_port
         self._postgres_port = postgres_port
+        self._kafka_settings = kafka_settings
         self._postgres_settings = postgres_settings
         self._cache_dir = cache_dir
         self._maven_url = maven_url
@@ -165,15 +167,18 @@ class EmbeddedStack:
 
     def _make_brokers(self, runtime: Runtime, site: Callable[[str], Site]) -> tuple[KafkaServer, ...]:
         if self._nodes == 1:
-            return (KafkaServer(site("kafka"), runtime, port=self._kafka_port),)
+            return (KafkaServer(site("kafka"), runtime, port=self._kafka_port, settings=self._kafka_settings),)
         numbers = range(1, self._nodes + 1)
         sites = [site(f"kafka-{number}") for number in numbers]
         quorum = Quorum.of(self._nodes, [one.directory / "data" for one in sites])
         small = runtime.with_options(*runtime.options, *HEAP)
         first, *rest = sites
         return (
-            KafkaServer(first, small, port=self._kafka_port, quorum=quorum),
-            *(KafkaServer(one, small, quorum=quorum, node_id=number) for number, one in enumerate(rest, 2)),
+            KafkaServer(first, small, port=self._kafka_port, quorum=quorum, settings=self._kafka_settings),
+            *(
+                KafkaServer(one, small, quorum=quorum, node_id=number, settings=self._kafka_settings)
+                for number, one in enumerate(rest, 2)
+            ),
         )
 
     def _stop(self) -> None:

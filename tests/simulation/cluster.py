@@ -39,7 +39,7 @@ from .world import World
 TOPICS: Final = Topics("sim")
 RESTART_MS: Final = 300
 """After a process ended of itself, or an agent killed its host."""
-ACTION_TRIES_MAX: Final = 500
+ACTION_TRIES_MAX: Final = 5_000
 RETRY_S: Final = 0.3
 PROBE_TIMEOUT_S: Final = 500.0
 ANSWER_S: Final = 1.0

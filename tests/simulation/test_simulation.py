@@ -66,6 +66,16 @@ def test_a_plan_without_faults_ends_as_its_agents_say() -> None:
     assert outcome.workflows == len(plan.starts) + plan.partitions
 
 
+def test_ten_minutes_without_a_broker_lose_nothing_and_are_no_flood_of_lines() -> None:
+    away = Fault(4_000, Kind.OUTAGE, for_ms=600_000)
+    plan = replace(plan_of(2, projected=False), chaos_ms=610_000, log_faults={}, faults=(away,))
+    outcome = run_plan(plan)
+    assert not outcome.problems
+    said = [line for line in outcome.trace if "engine-0" in line and 4 < float(line.split()[0]) < 604]
+    assert 100 < len(said) < 250
+    assert "since 2026-01-01T00:00:0" in said[-1] and "no broker answers" in said[-1]
+
+
 def test_a_lost_partition_is_noticed() -> None:
     """A run whose only engine is killed for good fails, and says what is missing."""
     plan = replace(plan_of(2), engines=1, log_faults={}, faults=(Fault(2_000, Kind.KILL, "engine-0", 10_000_000),))

@@ -178,4 +178,4 @@ def test_an_engine_without_topics_says_why_it_is_not_ready() -> None:
 
         t.do(run())
         (problem,) = engine.health.ready().body["problems"]
-        assert "topic nowhere.outcomes does not exist" in problem["why"]
+        assert "topic nowhere.events does not exist" in problem["why"]

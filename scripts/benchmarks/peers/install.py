@@ -73,6 +73,7 @@ def go_programs(name: str, packages: Sequence[str], version: str, progress: Prog
         directory.mkdir(parents=True)
         wanted = [f"{package}@{version}" for package in packages]
         for one in wanted:
+            progress(f"building {one} from source, which takes minutes …")
             run(
                 f"building {one}",
                 [_program("go", "the Go toolchain"), "install", one],
