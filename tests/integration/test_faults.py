@@ -261,6 +261,7 @@ async def test_a_topic_that_may_not_be_written_is_named_and_once_it_may_nothing_
             times = 3 * PARTITIONS if which == "checkpoints" else 3
             await eventually(lambda: caplog.text.count(said) >= times, 30, "it is not said")
             assert caplog.text.count(said) <= times + PARTITIONS, "it spins"
+            assert which == "checkpoints" or f"(failure {times} since " in caplog.text, "the back-off does not grow"
             assert await system.read(topics.checkpoints, PARTITIONS) == []
             await _allow(refusing, TOPIC, topic, Access.WRITE)
             await system.agent("worker", lambda command: {"ok": True})

@@ -613,7 +613,9 @@ def _not_by_needs(
             if other.name not in before(spec.name) or not _was_undone(step) or not _was_undone(needed):
                 continue
             both = effect.undone and undone.undone and step["undo"]["status"] == needed["undo"]["status"] == "done"
-            seen = both and effect.undone > undone.undone
+            # As above: an undoing that was given up for lost may come late.
+            awaited = spec.compensate is not None and spec.compensate.when_failed is WhenFailed.STOP
+            seen = both and awaited and effect.undone > undone.undone
             if seen or step["undo"]["order"] > needed["undo"]["order"]:
                 problems.append(f"{workflow_id}: {needed['name']} was undone before {step['name']}, which needs it")
     return problems
