@@ -70,7 +70,15 @@ def _server(place: Place, directory: Path, ingress: int, admin: int, node: int) 
     config.write_text(config_of(directory, ingress, admin, node))
     spec = ServerSpec(
         name="Restate",
-        command=(str(_binary(lambda line: None)), "--no-logo", "--config-file", str(config)),
+        # Killed, it leaves folders in TMPDIR, 16 a run; these are to go with the run's own.
+        command=(
+            "env",
+            f"TMPDIR={directory}",
+            str(_binary(lambda line: None)),
+            "--no-logo",
+            "--config-file",
+            str(config),
+        ),
         log=place.logs / f"{place.name}-server.log",
         site=Site(directory),
     )
