@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import multiprocessing
+import signal
 import statistics
 import time
 import traceback
@@ -23,6 +24,7 @@ from .shrink import shrink
 TRACE_LINES: Final = 40
 LINE_CHARS: Final = 240
 PROJECTED: Final[dict[str, bool | None]] = {"some": None, "all": True, "none": False}
+INTERRUPT: Final = frozenset({signal.SIGINT})
 AHEAD_PER_JOB: Final = 3
 RUNS_PER_WORKER: Final = 200
 """A worker is replaced after so many runs: what a run leaves behind cannot gather for hours."""
@@ -137,11 +139,17 @@ def _seeds(first: int, count: int, until_s: float | None) -> Iterator[int]:
 
 
 def _pool(jobs: int) -> Any:
-    return multiprocessing.get_context("fork").Pool(jobs, initializer=_settle, maxtasksperchild=RUNS_PER_WORKER)
+    # A Ctrl-C in the middle of a fork would be lost: Python ignores what is raised in its own hooks there.
+    signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPT)
+    try:
+        return multiprocessing.get_context("fork").Pool(jobs, initializer=_settle, maxtasksperchild=RUNS_PER_WORKER)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPT)
 
 
 def _settle() -> None:
     """What is imported stays: the collector need not look at it after every run."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPT)
     gc.collect()
     gc.freeze()
 

@@ -226,7 +226,10 @@ def _postgres_below(pid: int) -> list[int]:
     found: list[int] = []
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if Path(f"/proc/{pid}").exists() else []
     for child in map(int, children):
-        arguments = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        try:
+            arguments = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        except FileNotFoundError:
+            continue  # it has ended since
         if arguments[0].endswith(b"/bin/postgres") and b"-D" in arguments:
             found.append(child)
         found += _postgres_below(child)
