@@ -102,8 +102,8 @@ class Backlog:
         if self._limit <= 0 or not starts:
             return
         await self._keep_fresh()
-        figures = self._figures
-        if figures is not None and self._clock.monotonic_ms() - figures.at_ms <= STALE_MS:
+        figures = self._known()
+        if figures is not None:
             lags = {partition: figures.lag(partition) + self._sent.get(partition, 0) for partition in starts}
             worst = max(lags, key=lambda partition: (lags[partition], -partition))
             excess = lags[worst] - self._limit
@@ -114,13 +114,17 @@ class Backlog:
         for partition, count in starts.items():
             self._sent[partition] = self._sent.get(partition, 0) + count
 
+    def _known(self) -> Figures | None:
+        """The newest answer, if it still counts."""
+        figures = self._figures
+        return figures if figures is not None and self._clock.monotonic_ms() - figures.at_ms <= STALE_MS else None
+
     async def _keep_fresh(self) -> None:
         now_ms = self._clock.monotonic_ms()
         if self._asking is None and (self._asked_ms is None or now_ms - self._asked_ms >= ASK_MS):
             self._asked_ms = now_ms
             self._asking = asyncio.create_task(self._ask())
-        known = self._figures is not None and now_ms - self._figures.at_ms <= STALE_MS
-        if self._asking is not None and self._asked_ms is not None and not known:
+        if self._asking is not None and self._asked_ms is not None and self._known() is None:
             # Of an answer that is late already, no more than the rest of the time is waited for.
             left_s = WAIT_S - (now_ms - self._asked_ms) / 1000
             if left_s > 0:

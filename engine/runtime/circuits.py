@@ -155,7 +155,8 @@ class CircuitMachine:
             return None
         dirty, self._dirty = self._dirty, {}
         self._cut_offset = offset
-        cut = Cut(offset, [], dirty, self._checkpoint, lambda: self._mark(offset, leaving=leaving))
+        marker = outputs.marker_at(offset, self._fold.epoch, self._fold.member, [], leaving=leaving)
+        cut = Cut(offset, [], dirty, self._checkpoint, lambda: outputs.marker(marker, self._digest))
         return cut.finish()  # there are few
 
     def _checkpoint(self, service: str) -> Out:
@@ -164,16 +165,3 @@ class CircuitMachine:
         self._digest.put(service, raw)
         headers = outputs.headers(records.TYPE_CIRCUIT, f"{service}@{circuit.at_offset}")
         return Out(service.encode(), raw, headers)
-
-    def _mark(self, offset: int, *, leaving: bool) -> Out:
-        marker: MarkerRecord = {
-            "at_offset": offset,
-            "epoch": self._fold.epoch,
-            "member": self._fold.member,
-            "definitions": [],
-            "workflows": len(self._digest),
-            "digest": self._digest.hex(),
-        }
-        if leaving:
-            marker["leaving"] = True
-        return Out(MARKER_KEY.encode(), encode(marker), outputs.headers(records.TYPE_MARKER, f"{MARKER_KEY}@{offset}"))

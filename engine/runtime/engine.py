@@ -103,6 +103,8 @@ class Engine:
         self._failures = 0
         """Sessions in a row that did not last."""
         self._failing_since_ms = 0
+        self._wait_s = 0.0
+        """Before the next session."""
         self.health = Health(clock)
         """Whether its partitions move on; it may be asked from any thread."""
         self.metrics.health = self.health
@@ -118,36 +120,30 @@ class Engine:
 
     async def _sessions(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            session = self.session = Session(self, self._snapshot_interval_s)
+            self.session = Session(self, self._snapshot_interval_s)
             self.metrics.sessions.inc()
-            wait_s = 0.0
-
-            def failed(error: Exception, session: Session = session) -> None:
-                nonlocal wait_s
-                wait_s = self._failed(session, error)
-
             try:
-                await session.run(stop, failed)
+                await self.session.run(stop)
             except Exception:  # noqa: BLE001 - it is said
                 # A bug must not take away the partitions that work: all of them are taken over anew, from the log.
-                await wait_for_stop(stop, wait_s)
+                await wait_for_stop(stop, self._wait_s)
             finally:
                 self.session = None
 
-    def _failed(self, session: Session, error: Exception) -> float:
-        """Says so, and for how many seconds to wait: one that fails soon after it went live must not spin."""
+    def failed(self, session: Session, error: Exception) -> None:
+        """For the session: says so, before anything is closed. One that fails soon after it went live must not spin."""
         if session.live_ms >= LIVE_MS_TO_FORGIVE:
             self._failures = 0
         if not self._failures:
             self._failing_since_ms = self.clock.now_ms()
-        wait_s = _backoff_s(SESSION_BACKOFF_MS, self._failures, self.rng)
+        self._wait_s = _backoff_s(SESSION_BACKOFF_MS, self._failures, self.rng)
         self._failures += 1
         logger.error(
             "engine %s: %s (failure %d since %s); trying again in %.1f s",
-            self.member, error, self._failures, utc(self._failing_since_ms), wait_s,
+            self.member, error, self._failures, utc(self._failing_since_ms), self._wait_s,
             exc_info=None if isinstance(error, LogError) else error,
         )  # fmt: skip
-        return wait_s
+        self.health.disconnected(str(error) if isinstance(error, LogError) else f"{type(error).__name__}: {error}")
 
     async def _look_on(self) -> None:
         """Beside the sessions, so that one that does not come about is seen, too."""
@@ -205,14 +201,13 @@ class Session:
         """Since its first partition was live."""
         return self._clock.monotonic_ms() - self._live_since_ms if self._live_since_ms is not None else 0
 
-    async def run(self, stop: asyncio.Event, failed: Callable[[Exception], None]) -> None:
-        """`failed` is told before anything is closed: without a broker that takes long."""
+    async def run(self, stop: asyncio.Event) -> None:
         try:
             await self._run(stop)
         except Exception as error:
-            failed(error)
+            # Before anything is closed: without a broker that takes long.
             self._assigned = False
-            self._health.disconnected(str(error) if isinstance(error, LogError) else f"{type(error).__name__}: {error}")
+            self._engine.failed(self, error)
             raise
         finally:
             await self._close()
@@ -341,11 +336,14 @@ class Session:
     async def _serve(self, processor: Processor, wait_s: float) -> None:
         if wait_s:
             await asyncio.sleep(wait_s)
+        noting = self._spawn(self._note_live(processor))
         try:
             await processor.follow(self._read)
         except (LogError, SagalogError) as error:
             if self.processors.get(processor.input) is processor:
                 self._start_over(processor, error)
+        finally:
+            noting.cancel()  # or it would keep one that never goes live, with all its checkpoints
 
     def _drop(self, processor: Processor) -> None:
         """Is done with a processor; one whose partition another member has claimed hands over first."""
@@ -429,7 +427,7 @@ class Session:
                 return CircuitMachine(self._topics, number, append, self._metrics)
 
             transactional_id = self._topics.circuits_transactional_id(number)
-        processor = Processor(
+        return Processor(
             make,
             self._log,
             self._producer,
@@ -440,8 +438,6 @@ class Session:
             self._clock,
             self._metrics,
         )
-        self._spawn(self._note_live(processor))
-        return processor
 
     async def _note_live(self, processor: Processor) -> None:
         await processor.live.wait()

@@ -16,12 +16,17 @@ from sagalog.schemas.ids import FIRST_RUN, of_run
 from sagalog.schemas.limits import QUARANTINE_VALUE_BYTES_MAX, RECORD_BYTES_MAX
 from sagalog.topics.log import Message, Out
 
+from .digest import Digest
+
 _VERSION: Final = ("ce_specversion", b"1.0")
 _SOURCE: Final = ("ce_source", b"sagalog/engine")
 _JSON: Final = ("content-type", b"application/json")
 
 VALUE_BYTES_MAX: Final = RECORD_BYTES_MAX - 8_192
 """Leaves room for the key and the headers."""
+
+WITHHELD: Final = "sagalog_withheld"
+"""Header of a checkpoint: commands of the workflow wait at the owner's gate."""
 
 Headers = list[tuple[str, bytes]]
 
@@ -154,3 +159,25 @@ def _base64(value: bytes | None) -> str | None:
 def checkpoint(key: str, document: Any, at_offset: int, extra: Headers) -> Out:
     """For `checkpoints`. `document` is encoded already; `extra` are what a take-over needs to know without decoding it."""
     return Out(key.encode(), document, [*headers(records.TYPE_CHECKPOINT, f"{key}@{at_offset}"), *extra])
+
+
+def marker_at(offset: int, epoch: int, member: str, definitions: list[str], *, leaving: bool) -> records.MarkerRecord:
+    """A marker whose checkpoints are not encoded yet: `marker` says what they amount to."""
+    record: records.MarkerRecord = {
+        "at_offset": offset,
+        "epoch": epoch,
+        "member": member,
+        "definitions": definitions,
+        "workflows": 0,
+        "digest": "",
+    }
+    if leaving:
+        record["leaving"] = True
+    return record
+
+
+def marker(record: records.MarkerRecord, digest: Digest) -> Out:
+    """For `checkpoints` and `circuits`, behind the checkpoints that it is of."""
+    record["workflows"], record["digest"] = len(digest), digest.hex()
+    key = records.MARKER_KEY
+    return Out(key.encode(), encode(record), headers(records.TYPE_MARKER, f"{key}@{record['at_offset']}"))

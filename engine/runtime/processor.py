@@ -54,7 +54,6 @@ from .limits import (
 from .machine import Append, Cut, Machine
 from .metrics import EngineMetrics
 from .progress import Progress
-from .workflows import WITHHELD
 
 logger = logging.getLogger(__name__)
 
@@ -213,9 +212,7 @@ class Processor:
             await asyncio.wait([poll, promoted], return_when=asyncio.FIRST_COMPLETED)
         finally:
             promoted.cancel()
-            if not poll.done():
-                # A poll that is cancelled has taken nothing: it returns records in the step in which it takes them.
-                poll.cancel()
+            poll.cancel()  # it has taken nothing then: it returns records in the step in which it takes them
             await asyncio.wait([poll, promoted])
         if not poll.cancelled():
             self._load(poll.result().values())
@@ -247,7 +244,7 @@ class Processor:
         if message.key == MARKER_KEY.encode():
             return int(decode_object(message.value)["at_offset"]) >= self._owned_at - 1
         key = (message.key or b"").decode(errors="replace")
-        if header(message.headers, WITHHELD) is not None:
+        if header(message.headers, outputs.WITHHELD) is not None:
             self._held.add(key)
         else:
             self._held.discard(key)
@@ -347,27 +344,22 @@ class Processor:
 
     # --- snapshots
 
-    async def snapshot(self) -> bool:
+    async def snapshot(self, *, always: bool = False) -> bool:
         """One transaction: the checkpoints changed since the last, the marker, the group's offset. True when one was made."""
         async with self._snapshotting:
             if self.phase is not Phase.LIVE or self._failure is not None or self._transactions is None:
                 return False
-            return await self._snapshot()
+            return await self._snapshot(always=always)
 
     async def leave(self) -> None:
         """From now on every marker says that this owner is about to hand over."""
         self._leaving = True
-        await self._last_snapshot()
+        await self.snapshot(always=True)
 
     async def stop(self) -> None:
-        """A last snapshot, of which no successor need await more."""
-        self._leaving = False
-        await self._last_snapshot()
-
-    async def _last_snapshot(self) -> None:
-        async with self._snapshotting:
-            if self.phase is Phase.LIVE and self._failure is None and self._transactions is not None:
-                await self._snapshot(always=True)
+        """A last snapshot; after one that said that this owner is leaving, one of which no successor need await more."""
+        left, self._leaving = self._leaving, False
+        await self.snapshot(always=left)
 
     async def hand_over(self) -> None:
         """Another member has claimed the partition: a last snapshot tells it that all up to its claim is sent."""
@@ -379,7 +371,7 @@ class Processor:
                 if not await self._snapshot(always=True):
                     logger.info("%s/%d: not handed over: %s", *self.input, self._failure)
 
-    async def _snapshot(self, *, always: bool = False) -> bool:
+    async def _snapshot(self, *, always: bool) -> bool:
         self.machine.flush(self._clock.now_ms())
         cut = self.machine.cut(leaving=self._leaving, always=always)
         if cut is None:

@@ -7,7 +7,7 @@ log (a timer is due, an attempt is lost, a circuit is open) into events that it 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sagalog.engine.kernel.children import by_child
@@ -69,8 +69,6 @@ _STOPPING: Final = (WorkflowStatus.COMPENSATING, WorkflowStatus.REWINDING)
 _DUE: Final = "sagalog_due"
 _WATCH: Final = "sagalog_watch"
 _WAITING: Final = "sagalog_waiting"
-WITHHELD: Final = "sagalog_withheld"
-"""Commands of the workflow wait at the owner's gate."""
 
 
 _DISPATCH: Final = {
@@ -84,10 +82,10 @@ _DISPATCH: Final = {
 class _Unsaid:
     """What gathered before an owner's claim, and the owner before may have sent. It is to say so."""
 
-    commands: dict[str, Dispatch] = field(default_factory=dict)
-    emits: dict[str, Emit] = field(default_factory=dict)
-    backlog: list[tuple[str, Out]] = field(default_factory=list)
-    to_stop: list[tuple[str, str, str, int | None]] = field(default_factory=list)
+    commands: dict[str, Dispatch]
+    emits: dict[str, Emit]
+    backlog: list[tuple[str, Out]]
+    to_stop: list[tuple[str, str, str, int | None]]
 
 
 class WorkflowMachine:
@@ -131,7 +129,8 @@ class WorkflowMachine:
         this owner was live, since its marker and not answered since."""
         self._to_stop: list[tuple[str, str, str, int | None]] = []
         """(workflow, origin, reason, run) of records that could not be read or folded, until their event is appended."""
-        self._unsaid = _Unsaid()
+        self._unsaid: _Unsaid | None = None
+        """While the owner before is to say what it has sent."""
         self._dirty: dict[str, None] = {}
         self._resting: dict[str, bytes] = {}
         """Checkpoints of the cut before: whose workflow is not touched until the next cut goes back to bytes."""
@@ -221,7 +220,7 @@ class WorkflowMachine:
                 watch = found
             elif name == _WAITING:
                 waiting = found
-            elif name == WITHHELD:
+            elif name == outputs.WITHHELD:
                 withheld = found
         if workflow_id.startswith(SCHEDULE_KEY):
             self._fold.load_schedule(workflow_id, value)
@@ -305,10 +304,12 @@ class WorkflowMachine:
                 case Answered(command_id=answered):
                     self._losses.answered(answered)
                     self.gate.answered(answered)
-                    self._outbox.pop(answered, None)
-                    self._emits.pop(answered, None)
-                    self._unsaid.commands.pop(answered, None)
-                    self._unsaid.emits.pop(answered, None)
+                    if not self._live:
+                        self._outbox.pop(answered, None)
+                        self._emits.pop(answered, None)
+                    elif self._unsaid is not None:
+                        self._unsaid.commands.pop(answered, None)
+                        self._unsaid.emits.pop(answered, None)
                 case Called():
                     self._outcomes.note(effect, message.offset, self._policy(effect))
                     self._metrics.called(effect)
@@ -352,7 +353,8 @@ class WorkflowMachine:
 
     def _prioritize(self, effect: Prioritized) -> None:
         self.gate.prioritize(effect.workflow_id, effect.priority)
-        for waiting in (*self._outbox.values(), *self._unsaid.commands.values()):
+        outbox = self._outbox if self._unsaid is None else self._unsaid.commands
+        for waiting in outbox.values():
             if waiting.command.workflow_id == effect.workflow_id:
                 waiting.command.priority = effect.priority
 
@@ -482,7 +484,8 @@ class WorkflowMachine:
             self.succeed(None)
 
     def succeed(self, held: Set[str] | None) -> None:
-        unsaid, self._unsaid = self._unsaid, _Unsaid()
+        unsaid, self._unsaid = self._unsaid, None
+        assert unsaid is not None
         for effect in unsaid.commands.values():
             if held is None or effect.command.workflow_id in held:
                 effect.maybe_sent = True
@@ -664,8 +667,8 @@ class WorkflowMachine:
                 if direction is Direction.COMPENSATE and undone_by_child(step, spec):
                     continue
                 lost_id = state.command_id(name, attempt, direction)
-                waits = self.gate.holds(lost_id) or lost_id in self._unsaid.commands
-                if self._losses.get(lost_id) is None and not waits:
+                unsaid = self._unsaid is not None and lost_id in self._unsaid.commands
+                if self._losses.get(lost_id) is None and not unsaid and not self.gate.holds(lost_id):
                     watched = Watched(workflow_id, name, attempt, direction.value, run=state.run_mark)
                     self._lose(lost_id, watched, "no answer in time since the engine took over")
 
@@ -694,16 +697,8 @@ class WorkflowMachine:
             )
             for hash_, encoded in self._new_definitions.items()
         ]
-        marker: MarkerRecord = {
-            "at_offset": offset,
-            "epoch": self._fold.epoch,
-            "member": self._fold.member,
-            "definitions": list(self._fold.plans),
-            "workflows": 0,
-            "digest": "",
-        }
-        if leaving:
-            marker["leaving"] = True
+        fold = self._fold
+        marker = outputs.marker_at(offset, fold.epoch, fold.member, list(fold.plans), leaving=leaving)
         self._rest()
         changed, self._dirty = self._dirty, {}
         self._new_definitions.clear()
@@ -714,9 +709,7 @@ class WorkflowMachine:
     def _mark(self, marker: MarkerRecord) -> Out:
         """The last record of a cut: its digest is over all checkpoints as they were at its offset."""
         self._cut = None
-        marker["workflows"], marker["digest"] = len(self._digest), self._digest.hex()
-        ce_id = f"{MARKER_KEY}@{marker['at_offset']}"
-        return Out(MARKER_KEY.encode(), encode(marker), outputs.headers(records.TYPE_MARKER, ce_id))
+        return outputs.marker(marker, self._digest)
 
     def _before(self, cut: Cut, message: Message) -> None:
         """A record is about to be folded while a cut is being encoded."""
@@ -748,7 +741,7 @@ class WorkflowMachine:
                 if held.command.definition != state.definition:
                     entry["definition"] = held.command.definition
             document["withheld"] = withheld
-            extra.append((WITHHELD, b"1"))
+            extra.append((outputs.WITHHELD, b"1"))
             raw = encode(document)
         else:
             self._resting[workflow_id] = raw

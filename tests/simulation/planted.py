@@ -240,7 +240,7 @@ def marker_without_new_definitions(patch: Patch) -> None:
 def dirty_forgotten_on_failed_snapshot(patch: Patch) -> None:
     """A snapshot that fails is taken for made; the processor goes on, and what was in it is never written."""
 
-    async def snapshot(self: Any) -> bool:
+    async def snapshot(self: Any, **more: Any) -> bool:
         async with self._snapshotting:
             if self.phase is not Phase.LIVE or self._failure is not None:
                 return False

@@ -47,6 +47,24 @@ def test_an_engine_whose_producer_broke_goes_on_with_a_new_one() -> None:
         assert t._engine is not None and t._engine.session is not session
 
 
+def test_a_processor_that_is_dropped_before_it_was_live_is_kept_by_nothing() -> None:
+    """Standbys come and go with every rebalance; each has its partition's checkpoints."""
+
+    async def replace_all(t: SagaTest) -> None:
+        session: Any = t._engine and t._engine.session
+        for processor in processors(t):
+            session._replace(processor)
+
+    with system() as t:
+        session: Any = t._engine and t._engine.session
+        before = len(session._tasks)
+        for _ in range(5):
+            t.do(replace_all(t))
+        t.settle()
+        assert t.run("one").status == "completed"
+        assert len(session._tasks) == before
+
+
 def test_each_take_over_claims_under_a_name_of_its_own() -> None:
     """Else a claim from before that the log still holds would pass for the new one, in the middle of the catching up."""
 
