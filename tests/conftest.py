@@ -6,6 +6,7 @@ takes SAGALOG_BOOTSTRAP and SAGALOG_POSTGRES. Every test has a prefix of its own
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -112,6 +113,16 @@ async def log(stack: Stack) -> AsyncIterator[KafkaLog]:
     found = KafkaLog(stack.bootstrap, session_timeout_ms=SESSION_TIMEOUT_MS)
     yield found
     await found.close()
+
+
+@pytest.fixture
+def quiet_client() -> Iterator[None]:
+    """As the command line sets it: what is said is the project's own."""
+    client = logging.getLogger("aiokafka")
+    before = client.level
+    client.setLevel("CRITICAL")
+    yield
+    client.setLevel(before)
 
 
 @pytest.fixture

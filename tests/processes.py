@@ -10,7 +10,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from sagalog.topics.specs import Topics
+
+from .conftest import PARTITIONS, SESSION_TIMEOUT_MS
+
 STOP_TIMEOUT_S = 20.0
+
+
+def environment_of(bootstrap: str, topics: Topics, partitions: int = PARTITIONS, **more: str) -> dict[str, str]:
+    """The settings of a test's processes."""
+    return {
+        "SAGALOG_BOOTSTRAP": bootstrap,
+        "SAGALOG_PREFIX": topics.prefix,
+        "SAGALOG_PARTITIONS": str(partitions),
+        "SAGALOG_SESSION_TIMEOUT_MS": str(SESSION_TIMEOUT_MS),
+        **more,
+    }
 
 
 class Process:

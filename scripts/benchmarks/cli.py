@@ -31,7 +31,6 @@ from benchmarks.settings import (
     ClusterSettings,
     PipelineSettings,
     RecoverySettings,
-    TakeoverSettings,
     TimerSettings,
 )
 from benchmarks.sizing import Demand
@@ -234,14 +233,7 @@ async def _run(
     if options.name in ("recovery", "all"):
         reports.append(await recovery(stack.bootstrap, recovering, found, logs, progress))
     if options.name in ("takeover", "all"):
-        standing_by = TakeoverSettings(
-            runs=options.runs,
-            workflows=options.workflows,
-            partitions=options.partitions,
-            payload_bytes=options.payload_bytes,
-            session_timeout_ms=options.session_timeout_ms,
-        )
-        reports.append(await takeover(stack.bootstrap, standing_by, found, logs, progress))
+        reports.append(await takeover(stack.bootstrap, recovering, found, logs, progress))
     if options.name in ("timers", "all"):
         sleeping = TimerSettings(
             runs=options.runs,

@@ -21,9 +21,9 @@ from benchmarks.topics import delete_topics, make_topics
 from sagalog.engine.client import Client
 from sagalog.schemas.commands import parse_command
 from sagalog.schemas.definitions import Definition, Retry, Step
-from sagalog.schemas.events import TYPE_OF, FailureKind, StepFailed, encode_event
+from sagalog.schemas.events import FailureKind, StepFailed
 from sagalog.topics.kafka import KafkaLog
-from sagalog.topics.log import Consumer, Out, Producer, TopicPartition
+from sagalog.topics.log import Consumer, Producer, TopicPartition
 from sagalog.topics.partitioner import partition_of
 from sagalog.topics.specs import Topics, all_specs
 
@@ -173,8 +173,7 @@ async def _fail(producer: Producer, events: TopicPartition, values: list[bytes |
         failed = StepFailed(
             command.step, command.attempt, command.direction, command.token, FailureKind.RETRYABLE, "not today"
         )
-        headers = [("ce_type", TYPE_OF[StepFailed].encode()), ("ce_id", command.command_id.encode())]
-        failures.append(Out(command.workflow_id.encode(), encode_event(failed), headers))
+        failures.append(system.record(failed, command.workflow_id, command.command_id))
     await producer.append(*events, failures)
 
 

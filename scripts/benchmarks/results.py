@@ -47,9 +47,8 @@ class Results:
         self._news = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._reader = await self._log.read(dict.fromkeys(self._numbers, 0), committed=False, client_id="bench-results")
-        for partition, offset in (await self._reader.end_offsets(self._numbers)).items():
-            self._reader.seek(partition, offset)
+        self._reader = await self._log.read({}, committed=False, client_id="bench-results")
+        self._reader.assign(await self._reader.end_offsets(self._numbers))
         self._task = asyncio.create_task(self._follow())
         return self
 

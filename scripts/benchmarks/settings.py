@@ -59,17 +59,6 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class TakeoverSettings:
-    """Of `takeover`."""
-
-    runs: int = 3
-    workflows: int = 20_000
-    partitions: int = 8
-    payload_bytes: int = 500
-    session_timeout_ms: int = 6_000
-
-
-@dataclass(frozen=True, slots=True)
 class TimerSettings:
     """Of `timers`."""
 
@@ -82,7 +71,7 @@ class TimerSettings:
 
 @dataclass(frozen=True, slots=True)
 class RecoverySettings:
-    """Of `recovery`."""
+    """Of `recovery` and `takeover`."""
 
     runs: int = 3
     workflows: int = 20_000

@@ -20,7 +20,7 @@ from sagalog.engine.runtime.processor import Phase, Processor
 from sagalog.infra.clock import SystemClock, SystemRng
 from sagalog.schemas.commands import parse_command
 from sagalog.schemas.definitions import Definition, Step, from_input, from_step
-from sagalog.schemas.events import TYPE_OF, StepCompleted, WorkflowStarted, encode_event
+from sagalog.schemas.events import TYPE_OF, Event, StepCompleted, WorkflowStarted, encode_event
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.log import Log, Out, TopicPartition
 from sagalog.topics.specs import Topics
@@ -60,6 +60,13 @@ async def register(log: Log, topics: Topics, payload_bytes: int) -> tuple[bytes,
         await client.register(found)
     start = WorkflowStarted(f"{found.name}@{found.hash}", payload(payload_bytes))
     return encode_event(start), TYPE_OF[WorkflowStarted]
+
+
+def record(event: Event, key: str, ce_id: str) -> Out:
+    """An event as it is written into `events`."""
+    return Out(
+        key.encode(), encode_event(event), [("ce_type", TYPE_OF[type(event)].encode()), ("ce_id", ce_id.encode())]
+    )
 
 
 async def engine(arguments: dict[str, Any], stop: asyncio.Event, latency: Latency, say: Callable[..., None]) -> None:
@@ -141,7 +148,7 @@ async def raw_agent(arguments: dict[str, Any], stop: asyncio.Event, latency: Lat
                     )
                     headers = [ce_type, ("ce_id", command.command_id.encode())]
                     answers.append(Out(message.key, encode_event(event), headers))
-                producer.append(topics.events, partition.partition, answers).add_done_callback(_must_succeed)
+                producer.append(topics.events, partition.partition, answers).add_done_callback(must_succeed)
             await producer.below(20_000)
             if not ready and assigned.is_set():
                 ready = True
@@ -152,7 +159,8 @@ async def raw_agent(arguments: dict[str, Any], stop: asyncio.Event, latency: Lat
         await log.close()
 
 
-def _must_succeed(future: asyncio.Future[None]) -> None:
+def must_succeed(future: asyncio.Future[None]) -> None:
+    """For the futures of a producer."""
     if not future.cancelled() and (error := future.exception()) is not None:
         raise BenchError(f"an answer could not be sent: {error}")
 

@@ -21,12 +21,12 @@ from benchmarks import system
 from benchmarks.children import Child, running
 from benchmarks.recovery import snapshot_taken
 from benchmarks.report import Figure, Report
-from benchmarks.settings import PREPARE_SECONDS_MAX, RECOVER_SECONDS_MAX, BenchError, TakeoverSettings
+from benchmarks.settings import RECOVER_SECONDS_MAX, BenchError, RecoverySettings
 from benchmarks.topics import make_topics
 from sagalog.engine.client import Client
 from sagalog.schemas.commands import parse_command
 from sagalog.schemas.definitions import Definition, Step, WaitFor
-from sagalog.schemas.events import TYPE_OF, StepCompleted, WorkflowStarted, encode_event
+from sagalog.schemas.events import StepCompleted, WorkflowStarted
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.log import Consumer, Out, Producer, TopicPartition
 from sagalog.topics.specs import Topics, all_specs
@@ -53,7 +53,7 @@ FIGURES: Final = {
 
 async def takeover(
     bootstrap: str,
-    settings: TakeoverSettings,
+    settings: RecoverySettings,
     environment: Mapping[str, Any],
     logs: Path,
     progress: Callable[[str], None],
@@ -120,7 +120,7 @@ async def _run(engines: _Engines, probes: Probes) -> dict[str, list[float]]:
 class _Engines:
     """Two of them, the older first."""
 
-    def __init__(self, bootstrap: str, settings: TakeoverSettings, logs: Path, entered: AsyncExitStack) -> None:
+    def __init__(self, bootstrap: str, settings: RecoverySettings, logs: Path, entered: AsyncExitStack) -> None:
         self._arguments = {
             "bootstrap": bootstrap,
             "prefix": TOPICS.prefix,
@@ -239,10 +239,12 @@ class Probes:
         self._number += 1
         name = f"probe-{self._number}"
         event = WorkflowStarted(f"{PROBE}@{self._definition.hash}", None)
-        headers = [("ce_type", TYPE_OF[WorkflowStarted].encode()), ("ce_id", name.encode())]
         self._started[name] = time.monotonic()
-        self._producer.append(TOPICS.events, partition, [Out(name.encode(), encode_event(event), headers)])
+        self._append(partition, [system.record(event, name, name)])
         return name
+
+    def _append(self, partition: int, records: Sequence[Out]) -> None:
+        self._producer.append(TOPICS.events, partition, records).add_done_callback(system.must_succeed)
 
     async def _until_sent(self, names: Sequence[str]) -> None:
         try:
@@ -269,15 +271,11 @@ class Probes:
                     done = StepCompleted(
                         command.step, command.attempt, command.direction, command.token, None, PROBE, 1
                     )
-                    headers = [
-                        ("ce_type", TYPE_OF[StepCompleted].encode()),
-                        ("ce_id", f"{command.command_id}/result".encode()),
-                    ]
-                    answers.append(Out(command.workflow_id.encode(), encode_event(done), headers))
-                self._producer.append(TOPICS.events, partition.partition, answers)
+                    answers.append(system.record(done, command.workflow_id, f"{command.command_id}/result"))
+                self._append(partition.partition, answers)
 
 
-async def _open_workflows(log: KafkaLog, settings: TakeoverSettings, progress: Callable[[str], None]) -> None:
+async def _open_workflows(log: KafkaLog, settings: RecoverySettings, progress: Callable[[str], None]) -> None:
     """Each waits for a signal that nobody sends."""
     idle = Definition(name="idle", steps=(Step(name="wait", wait_for=WaitFor(signal="never", timeout_ms=30 * DAY_MS)),))
     value = system.payload(settings.payload_bytes)
@@ -287,5 +285,4 @@ async def _open_workflows(log: KafkaLog, settings: TakeoverSettings, progress: C
             numbers = range(at, min(at + START_CHUNK, settings.workflows))
             await client.start_many("idle", {f"idle-{number}": value for number in numbers})
     progress(f"{settings.workflows:,} workflows are open")
-    async with asyncio.timeout(PREPARE_SECONDS_MAX):
-        await snapshot_taken(log, TOPICS, settings.partitions)
+    await snapshot_taken(log, TOPICS, settings.partitions)

@@ -45,7 +45,10 @@ async def timers(
     figures: dict[str, list[float]] = {name: [] for name in FIGURES}
     try:
         await make_topics(log, topics, all_specs([]), settings.partitions)
-        async with running("engine", arguments, logs) as engine, Client(log, topics) as client:
+        async with (
+            running("engine", arguments, logs) as engine,
+            Client(log, topics, start_lag_records_max=0) as client,
+        ):
             await engine.ready()
             await client.register(_sleeper())
             await _start(
@@ -99,8 +102,7 @@ async def _run(log: KafkaLog, topics: Topics, client: Client, settings: TimerSet
         reader.assign(ends)
         prefix = f"due-{run}"
         await _start(client, prefix, due)
-        late_start = time.time() * 1000 > first_ms
-        if late_start:
+        if time.time() * 1000 > first_ms:
             raise BenchError(f"{count:,} workflows were not started before the first was due; lower --due-per-second")
         fired: list[tuple[int, int]] = []
         async with asyncio.timeout(RECOVER_SECONDS_MAX):

@@ -22,8 +22,8 @@ from sagalog.engine.projection.verification import open_rows
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.specs import Topics
 
-from ..conftest import PARTITIONS, SESSION_TIMEOUT_MS, Stack
-from ..processes import Process, Processes
+from ..conftest import SESSION_TIMEOUT_MS, Stack
+from ..processes import Process, Processes, environment_of
 from . import agents
 
 pytestmark = pytest.mark.chaos
@@ -57,14 +57,8 @@ async def test_nothing_is_lost_whatever_is_killed(
 
 
 def _environment(stack: Stack, topics: Topics, effects: Path) -> dict[str, str]:
-    return {
-        "SAGALOG_BOOTSTRAP": stack.bootstrap,
-        "SAGALOG_POSTGRES": stack.postgres,
-        "SAGALOG_PREFIX": topics.prefix,
-        "SAGALOG_PARTITIONS": str(PARTITIONS),
-        "SAGALOG_SESSION_TIMEOUT_MS": str(SESSION_TIMEOUT_MS),
-        agents.EFFECTS_VARIABLE: str(effects),
-    }
+    more = {"SAGALOG_POSTGRES": stack.postgres, agents.EFFECTS_VARIABLE: str(effects)}
+    return environment_of(stack.bootstrap, topics, **more)
 
 
 async def _start_slowly(client: Client, ids: list[str]) -> None:

@@ -23,15 +23,15 @@ from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.log import LogError
 from sagalog.topics.specs import Topics
 
+from ..conftest import SESSION_TIMEOUT_MS
 from ..integration.system import eventually
-from ..processes import Processes
+from ..processes import Processes, environment_of
 from . import agents
 
 pytestmark = pytest.mark.chaos
 
 TOPICS: Final = Topics("cluster")
 PARTITIONS: Final = 6
-SESSION_TIMEOUT_MS: Final = 3_000
 WORKFLOWS: Final = 3_000
 PORTION: Final = 50
 PORTION_EVERY_S: Final = 0.25
@@ -83,15 +83,12 @@ async def test_nothing_is_lost_when_one_of_three_brokers_is_killed(
 
 
 def _environment(cluster: EmbeddedStack, directory: Path) -> dict[str, str]:
-    return {
-        "SAGALOG_BOOTSTRAP": cluster.bootstrap,
-        "SAGALOG_PREFIX": TOPICS.prefix,
-        "SAGALOG_PARTITIONS": str(PARTITIONS),
+    more = {
         "SAGALOG_REPLICATION": "3",
         "SAGALOG_MIN_INSYNC_REPLICAS": "2",
-        "SAGALOG_SESSION_TIMEOUT_MS": str(SESSION_TIMEOUT_MS),
         agents.EFFECTS_VARIABLE: str(directory / "effects.sqlite"),
     }
+    return environment_of(cluster.bootstrap, TOPICS, PARTITIONS, **more)
 
 
 async def _events_are_safe(log: KafkaLog) -> None:

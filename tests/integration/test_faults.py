@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
-import logging
 import re
 import subprocess
 import time
@@ -35,8 +34,10 @@ from sagalog.topics.specs import Topics, all_specs
 
 from ..chaos import agents
 from ..conftest import PARTITIONS, SESSION_TIMEOUT_MS, Stack
-from ..processes import Processes
+from ..processes import Processes, environment_of
 from .system import System, eventually
+
+pytestmark = pytest.mark.usefixtures("quiet_client")
 
 AUTHORIZER: Final = {
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -50,16 +51,6 @@ LINES_MAX: Final = 60
 
 
 ONE: Final = Definition(name="one", steps=(Step(name="only", agent="worker"),))
-
-
-@pytest.fixture(autouse=True)
-def quiet_client() -> Iterator[None]:
-    """As the command line sets it: what is said is the project's own."""
-    client = logging.getLogger("aiokafka")
-    before = client.level
-    client.setLevel("CRITICAL")
-    yield
-    client.setLevel(before)
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +68,8 @@ async def test_a_broker_that_is_away_for_long_costs_time_and_nothing_else(
     topics = Topics("away")
     log = KafkaLog(broker.bootstrap, session_timeout_ms=SESSION_TIMEOUT_MS)
     agents.make_effects(str(tmp_path / "effects.sqlite"))
-    environment = {
-        "SAGALOG_BOOTSTRAP": broker.bootstrap,
-        "SAGALOG_POSTGRES": stack.postgres,
-        "SAGALOG_PREFIX": topics.prefix,
-        "SAGALOG_PARTITIONS": str(PARTITIONS),
-        "SAGALOG_SESSION_TIMEOUT_MS": str(SESSION_TIMEOUT_MS),
-        agents.EFFECTS_VARIABLE: str(tmp_path / "effects.sqlite"),
-    }
+    more = {"SAGALOG_POSTGRES": stack.postgres, agents.EFFECTS_VARIABLE: str(tmp_path / "effects.sqlite")}
+    environment = environment_of(broker.bootstrap, topics, **more)
     await provision(log, topics, all_specs(), partitions=PARTITIONS, replication=1)
     try:
         with Processes(tmp_path, environment) as processes:
@@ -164,12 +149,7 @@ async def test_a_full_disk_stops_the_broker_and_nothing_that_was_acknowledged_is
     with EmbeddedStack(tmp_path / "stack", postgres=False) as broker:
         log = KafkaLog(broker.bootstrap, session_timeout_ms=SESSION_TIMEOUT_MS)
         await provision(log, topics, all_specs(["worker"]), partitions=2, replication=1)
-        environment = {
-            "SAGALOG_BOOTSTRAP": broker.bootstrap,
-            "SAGALOG_PREFIX": topics.prefix,
-            "SAGALOG_PARTITIONS": "2",
-            "SAGALOG_SESSION_TIMEOUT_MS": str(SESSION_TIMEOUT_MS),
-        }
+        environment = environment_of(broker.bootstrap, topics, partitions=2)
         try:
             async with System(log, topics) as system:
                 await system.client.register(ONE)

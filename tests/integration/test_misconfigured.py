@@ -6,9 +6,8 @@ The message says what it is and what to do; once that is done all goes on.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +27,8 @@ from sagalog.topics.specs import Topics, all_specs
 from ..commands import Place
 from ..conftest import PARTITIONS, SESSION_TIMEOUT_MS, Stack
 from .system import System, eventually
+
+pytestmark = pytest.mark.usefixtures("quiet_client")
 
 ONE = Definition(name="one", steps=(Step(name="only", agent="worker"),))
 PROCESSES = (["engine"], ["agent", "tests.chaos.agents:agents"], ["project"], ["watch"])
@@ -97,16 +98,6 @@ def _tests_importable() -> dict[str, str]:
 
 
 # --- a topic is deleted
-
-
-@pytest.fixture(autouse=True)
-def quiet_client() -> Iterator[None]:
-    """As the command line sets it: what is said is the project's own."""
-    client = logging.getLogger("aiokafka")
-    before = client.level
-    client.setLevel("CRITICAL")
-    yield
-    client.setLevel(before)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from sagalog.schemas.events import FailureKind
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.specs import Topics
 
-from ..conftest import PARTITIONS, SESSION_TIMEOUT_MS, Stack
-from ..processes import Processes
+from ..conftest import PARTITIONS, Stack
+from ..processes import Processes, environment_of
 from .system import NO_ANSWER, Failure, System, eventually
 
 QUICK_RETRY = Retry(attempts=5, base_ms=20, cap_ms=200)
@@ -137,12 +137,7 @@ async def test_two_engines_share_the_partitions_and_one_that_leaves_gives_its_ow
 
 async def test_a_zombie_engine_does_no_damage(stack: Stack, log: KafkaLog, provisioned: Topics, tmp_path: Path) -> None:
     """SIGSTOP an engine in mid-flow, let another take over and finish the work, then SIGCONT."""
-    environment = {
-        "SAGALOG_BOOTSTRAP": stack.bootstrap,
-        "SAGALOG_PREFIX": provisioned.prefix,
-        "SAGALOG_PARTITIONS": str(PARTITIONS),
-        "SAGALOG_SESSION_TIMEOUT_MS": str(SESSION_TIMEOUT_MS),
-    }
+    environment = environment_of(stack.bootstrap, provisioned)
     async with System(log, provisioned) as system:
         await system.client.register(CHAIN)
         with Processes(tmp_path, environment) as processes:

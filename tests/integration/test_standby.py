@@ -15,8 +15,8 @@ from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.log import TopicPartition
 from sagalog.topics.specs import Topics
 
-from ..conftest import PARTITIONS, SESSION_TIMEOUT_MS, Stack
-from ..processes import Processes
+from ..conftest import PARTITIONS, Stack
+from ..processes import Processes, environment_of
 from .system import NO_ANSWER, System, eventually
 
 CHAIN = Definition(
@@ -104,12 +104,7 @@ async def _start_all(system: System, ids: list[str]) -> None:
 async def test_the_standby_of_an_engine_that_is_killed_goes_on(
     stack: Stack, log: KafkaLog, provisioned: Topics, tmp_path: Path
 ) -> None:
-    environment = {
-        "SAGALOG_BOOTSTRAP": stack.bootstrap,
-        "SAGALOG_PREFIX": provisioned.prefix,
-        "SAGALOG_PARTITIONS": str(PARTITIONS),
-        "SAGALOG_SESSION_TIMEOUT_MS": str(SESSION_TIMEOUT_MS),
-    }
+    environment = environment_of(stack.bootstrap, provisioned)
     async with System(log, provisioned) as system:
         await system.client.register(CHAIN)
         await system.agent("worker", lambda command: {"ok": command.step})
