@@ -132,11 +132,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def _fill(disk: Path) -> Path:
     filler = disk / "filler"
-    with filler.open("wb") as file:
+    with filler.open(
+        "wb", buffering=0
+    ) as file:  # a buffer that does not fit any more would be written again at the end
         try:
             while True:
                 file.write(bytes(65_536))
-                file.flush()
         except OSError as error:
             assert error.errno == errno.ENOSPC
     return filler
