@@ -142,12 +142,17 @@ class Evidence:
 
     @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
-        """The last result of each run: by its workflow's id, and with the run behind it unless it is the first."""
-        found = {}
+        """The last result of each run: by its workflow's id, and with the run behind it unless it is the first.
+
+        The last by what it was made of: an owner that does not know yet that it is none any more may write an older one behind it.
+        """
+        found: dict[str, dict[str, Any]] = {}
         for message in self.each(self.topics.results):
             if header(message.headers, "ce_type") != _ANSWERED:
                 record = decode_object(message.value)
-                found[_label(record)] = record
+                before = found.get(_label(record))
+                if before is None or before["at_offset"] <= record["at_offset"]:
+                    found[_label(record)] = record
         return found
 
     @cached_property
