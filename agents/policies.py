@@ -81,6 +81,7 @@ class AgentPolicy(StepPolicy, Generic[T, Out, Gives], total=False):
     start_timeout_ms: int
     heartbeat_timeout_ms: int
     service: str
+    limits: tuple[str, ...]
     when_open: WhenOpen
     fallback: StandIn[T, Out]
     fallbacks: Sequence[StandIn[T, Out]]

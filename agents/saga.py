@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, cast, 
 from pydantic import BaseModel, TypeAdapter
 from typing_extensions import Unpack
 
-from sagalog.schemas.definitions import Budget, CircuitPolicy, Definition, Step, UndoOrder
+from sagalog.schemas.definitions import Budget, CircuitPolicy, Definition, Limit, Step, UndoOrder
 from sagalog.schemas.shapes import Shape
 
 from .agent import Agent
@@ -124,6 +124,7 @@ class Saga(Generic[I]):
         deadline_ms: int | None = None,
         budget: Budget | None = None,
         services: Mapping[str, CircuitPolicy] | None = None,
+        limits: Mapping[str, Limit] | None = None,
         undo_order: UndoOrder = UndoOrder.REVERSE,
     ) -> None:
         self._own: dict[str, Any] = {
@@ -131,6 +132,7 @@ class Saga(Generic[I]):
             "deadline_ms": deadline_ms,
             "budget": budget,
             "services": dict(services or {}),
+            "limits": dict(limits or {}),
             "undo_order": undo_order,
         }
         self._drafts = Drafts(name, TypeAdapter(input).json_schema())

@@ -33,6 +33,7 @@ PREFIX_LENGTH_MAX = 60
 TOPIC_LEGAL = re.compile(r"[A-Za-z0-9._-]+")
 ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 PORT_MAX = 65_535
+TENANT_WEIGHT_MAX = 100
 
 Port = Annotated[int, Field(ge=0, le=PORT_MAX)]
 
@@ -107,6 +108,11 @@ class Settings(BaseSettings):
         description="Records by which the engine may be behind on a partition before a client refuses to start workflows in it; "
         "0: it never does",
     )
+    tenant_weights: str | None = Field(
+        None,
+        description="How many commands in a row a tenant's turn is worth where tenants wait for the same, as name=weight, "
+        "separated by commas; who is not named has 1",
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="How to talk to Kafka"
     )
@@ -145,6 +151,18 @@ class Settings(BaseSettings):
         if value.startswith("."):
             raise ValueError("it may not start with '.'")
         return value
+
+    @field_validator("tenant_weights")
+    @classmethod
+    def _weights(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_weights(value)
+        return value
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """Tenant to weight."""
+        return parse_weights(self.tenant_weights) if self.tenant_weights is not None else {}
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -186,6 +204,17 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         _require_known_variables(os.environ)
         return init_settings, env_settings, _file_source(settings_cls)
+
+
+def parse_weights(text: str) -> dict[str, int]:
+    """`acme=3,small=1` as a dict. Raises ValueError with the part that does not fit."""
+    weights: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        tenant, _, weight = part.rpartition("=")
+        if not tenant or not weight.isdecimal() or not 1 <= int(weight) <= TENANT_WEIGHT_MAX:
+            raise ValueError(f"{part!r} is not tenant=weight with a weight of 1 to {TENANT_WEIGHT_MAX}")
+        weights[tenant] = int(weight)
+    return weights
 
 
 def load_settings(**overrides: Any) -> Settings:

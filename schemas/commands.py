@@ -27,12 +27,18 @@ TYPE_OF_DIRECTION: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Withheld:
-    """Why and for how long a command was not sent: `reason` is `circuit_open`, `in_flight_limit` or `ramp`."""
+    """Why and for how long a command was not sent.
+
+    `reason` is the last of `circuit_open`, `ramp`, `concurrency_limit`, `rate_limit`, `limit_keys_full`, `in_flight_limit`.
+    """
 
     reason: str
     since_ms: int
     ms: int
     service: str | None = None
+    limit: str | None = None
+    """The limit's name, and below the key, of one that held it."""
+    key: str | None = None
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 
 from . import limits
 from .codec import check_json, decode_object, encode_sorted
-from .conditions import Condition
+from .conditions import Condition, Key
 from .errors import InvalidDefinition, InvalidRecord
 from .ids import NAME_PATTERN
 from .shapes import ANY, Shape, items_of, reached, shape_of
@@ -314,6 +314,12 @@ class Step(_Model):
     budget: Budget | None = Field(default=None, description="For all attempts at this step.")
     reserve: Usage = Field(default=Usage(), description="What one attempt of the step's own agent may use.")
     output_schema: dict[str, Any] | None = None
+    # Last, because in this body its name hides the module's from here on.
+    limits: tuple[Name, ...] = Field(
+        default=(),
+        max_length=limits.STEP_LIMITS_MAX,
+        description="Limits of the definition that hold for whatever the step's own agent is asked.",
+    )
 
 
 class CircuitPolicy(_Model):
@@ -326,6 +332,28 @@ class CircuitPolicy(_Model):
     calls_min: int = Field(default=5, ge=1, le=limits.WINDOW_CALLS_MAX)
     window_ms: int = Field(default=30_000, ge=100, le=3_600_000)
     recovery_ms: int = Field(default=10_000, ge=50, le=3_600_000, description="From opening to the one probe.")
+
+
+class Rate(_Model):
+    """A token bucket: so many commands may go out at once, and so many a second after those."""
+
+    per_second: float = Field(ge=limits.PER_SECOND_MIN, le=limits.PER_SECOND_MAX)
+    burst: int = Field(default=1, ge=1, le=limits.BURST_MAX)
+
+
+class Limit(_Model):
+    """How many commands of the steps that name it may be out at once, and how many may go out in a time; by key, fleet-wide."""
+
+    key: str | None = Field(
+        default=None,
+        description="CEL over `input`, `tenant` and the step's `service`: each key has the limit for itself. None: one for all.",
+    )
+    concurrency: int | None = Field(default=None, ge=1, le=limits.CONCURRENCY_MAX, description="Attempts out at once.")
+    rate: Rate | None = None
+    shared: bool = Field(
+        default=False,
+        description="Counted together with the shared limits of this name of other definitions; else, of this definition only.",
+    )
 
 
 class Definition(_Model):
@@ -349,6 +377,8 @@ class Definition(_Model):
         max_length=limits.STEPS_MAX,
         description="Steps that must not be degraded: the workflow fails instead.",
     )
+    # Last, because in this body its name hides the module's from here on.
+    limits: dict[Name, Limit] = Field(default_factory=dict, max_length=limits.LIMITS_MAX)
 
     def __init__(self, registered: bool = False, /, **data: Any) -> None:
         """Raises InvalidDefinition with the path of what does not fit. `registered`: see `parse_definition`."""
@@ -506,6 +536,8 @@ def _check_definition(definition: Definition) -> None:
             raise _Refused(f"{where}.irreversible", "stands beside a compensation; drop one of the two")
         if step.output_schema is not None:
             SchemaValidator(step.output_schema, f"{where}.output_schema")
+        _check_step_limits(step, definition, where)
+    _check_limits(definition)
     for name in definition.required:
         if name not in steps:
             raise _Refused("required", f"names {name!r}, which is no step; the steps are {sorted(steps)}")
@@ -517,6 +549,27 @@ def _check_definition(definition: Definition) -> None:
     for service in definition.services:
         if service not in used:
             raise _Refused(f"services.{service}", "is used by no step; name it in a step's service or drop it")
+
+
+def _check_limits(definition: Definition) -> None:
+    used = {name for step in definition.steps for name in step.limits}
+    for name, limit in definition.limits.items():
+        where = f"limits.{name}"
+        if limit.concurrency is None and limit.rate is None:
+            raise _Refused(where, "limits nothing; give it a concurrency, a rate, or both")
+        if limit.key is not None:
+            Key(limit.key, f"{where}.key")
+        if name not in used:
+            raise _Refused(where, "is used by no step; name it in a step's limits or drop it")
+
+
+def _check_step_limits(step: Step, definition: Definition, where: str) -> None:
+    for name in step.limits:
+        if name not in definition.limits:
+            known = f"there are {sorted(definition.limits)}" if definition.limits else "the definition has none"
+            raise _Refused(f"{where}.limits", f"names {name!r}, which is no limit; {known}")
+        if step.limits.count(name) > 1:
+            raise _Refused(f"{where}.limits", f"names {name!r} twice; once is enough")
 
 
 def _warnings(definition: Definition) -> Iterator[str]:
@@ -592,7 +645,7 @@ def _check_kind(step: Step, where: str, reachable: set[str]) -> None:
     if step.workflow is not None:
         of_agents = ("timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms")
         falls_back = any(fallback.agent is not None for fallback in fallbacks_of(step))
-        for name in ("service",) if falls_back else ("service", *of_agents):
+        for name in ("service", "limits") if falls_back else ("service", "limits", *of_agents):
             if getattr(step, name) != Step.model_fields[name].default:
                 raise _Refused(
                     f"{where}.{name}", "is of agents' attempts, and a workflow does this step; see workflow.timeout_ms"
@@ -604,7 +657,7 @@ def _check_kind(step: Step, where: str, reachable: set[str]) -> None:
             )
     elif step.agent is None:
         for name in ("map", "repeat", "retry", "timeout_ms", "start_timeout_ms", "heartbeat_timeout_ms", "service", "fallback",
-            "fallbacks", "budget", "reserve", "reconcile",
+            "fallbacks", "budget", "reserve", "reconcile", "limits",
         ):  # fmt: skip
             if getattr(step, name) != Step.model_fields[name].default:
                 raise _Refused(f"{where}.{name}", f"is of agents' attempts, and this step has {named[0]}; drop it")

@@ -43,6 +43,18 @@ TIME_MS_MAX: Final = 253_402_300_799_999
 """The end of the year 9999, the last that dates of most languages and databases hold."""
 BACKOFF_MS_MAX: Final = 24 * 3600 * 1000
 
+LIMITS_MAX: Final = 20
+"""Limits of one definition."""
+STEP_LIMITS_MAX: Final = 5
+"""Limits that one step takes part in."""
+CONCURRENCY_MAX: Final = 10_000
+BURST_MAX: Final = 10_000
+PER_SECOND_MIN: Final = 1 / 86_400
+"""Once a day."""
+PER_SECOND_MAX: Final = 100_000.0
+LIMIT_KEY_CHARS_MAX: Final = 100
+"""A longer key of a limit is hashed."""
+
 CONDITION_CHARS_MAX: Final = 1_000
 CONDITION_MACROS_MAX: Final = 2
 """Loops (`all`, `exists`, `map`, `filter`) in one condition: each nested one multiplies the cost by the length of its list."""

@@ -19,6 +19,8 @@ TYPE_START_ANSWERED: Final = "sagalog.start-answered.v1"
 TYPE_DEAD_LETTER: Final = "sagalog.dead-letter.v1"
 TYPE_REVIEW: Final = "sagalog.review.v1"
 TYPE_OUTCOME: Final = "sagalog.outcome.v1"
+TYPE_DEMAND: Final = "sagalog.demand.v1"
+TYPE_LEASE: Final = "sagalog.lease.v1"
 TYPE_CIRCUIT: Final = "sagalog.circuit.v1"
 TYPE_QUARANTINE: Final = "sagalog.quarantine.v1"
 TYPE_HEALTH: Final = "sagalog.health.v1"
@@ -30,6 +32,7 @@ MARKER_KEY: Final = "@marker"
 DEFINITION_KEY: Final = "@definition/"
 OWNER_KEY: Final = "@owner"
 SCHEDULE_KEY: Final = "@schedule/"
+LEASE_KEY: Final = "@limit/"
 """Keys of the engine's own records in workflow-keyed topics; no workflow id starts with '@'."""
 
 
@@ -169,6 +172,9 @@ class WithheldRecord(TypedDict):
     reason: str
     since_ms: int
     service: NotRequired[str]
+    limit: NotRequired[str]
+    """The name of the limit that holds it, and below its key."""
+    key: NotRequired[str]
     definition: NotRequired[str]
     """The hash under which it was made, when the workflow has moved to another since."""
 
@@ -574,6 +580,55 @@ class CircuitRecord(TypedDict):
     window: NotRequired[list[list[int]]]
     seen: NotRequired[dict[str, int]]
     policy: dict[str, Any]
+
+
+class DemandRecord(TypedDict):
+    """`outcomes`, key = @limit/BUCKET: what a partition could use of a limit's leased part, and what it holds on to."""
+
+    bucket: str
+    pool: int
+    """How much of the limit is leased."""
+    partition: int
+    epoch: int
+    seq: int
+    """With the epoch: which of the partition's words is the newer."""
+    needs: int
+    """So much of it the partition could use."""
+    keeps: int
+    """It uses no more than this until it has read a lease that answers this record."""
+    fill_ms: int
+    """Of a rate: how long a token takes for whoever holds one of the burst; else 0."""
+
+
+class LeasePartRecord(TypedDict):
+    """What one partition holds of a limit."""
+
+    share: int
+    needs: int
+    epoch: int
+    seq: int
+    """The newest of its words that was heard."""
+    turn: int
+    full: int
+    """Of a rate: how many of those it was given came with their token."""
+
+
+class LeaseRecord(TypedDict):
+    """`circuits`, key = @limit/BUCKET: who holds how much of a limit's leased part."""
+
+    v: int
+    bucket: str
+    at_offset: int
+    pool: int
+    turn: int
+    wanted: int
+    """How much partitions could use and do not have."""
+    takers: int
+    """Partitions that could use some."""
+    fill_ms: int
+    full_ms: int
+    """From when on all that is free is full."""
+    parts: dict[str, LeasePartRecord]
 
 
 class QuarantineRecord(TypedDict):

@@ -272,6 +272,7 @@ async def _run_engine(log: KafkaLog, found: Settings, stop: asyncio.Event, metri
         metrics=EngineMetrics(REGISTRY),
         standbys=found.standbys,
         rack=found.rack,
+        tenant_weights=found.weights,
     )
     serve(metrics_port, REGISTRY, "engine", running.health)
     await running.run(stop)

@@ -318,12 +318,7 @@ def why(found: dict[str, Any]) -> list[str]:
         reasons.append(f"missing {missing['step']}: {missing['why']} ({missing['stand_in']} stands in)")
     reasons += _lineage(found.get("lineage") or {})
     for withheld in workflow["withheld"] or ():
-        what = (
-            f"the circuit of {withheld['service']} is open"
-            if withheld["reason"] == "circuit_open"
-            else withheld["reason"]
-        )
-        reasons.append(f"{withheld['step']} waits since {at(withheld['since_ms'])}: {what}")
+        reasons.append(f"{withheld['step']} waits since {at(withheld['since_ms'])}: {_waits_for(withheld)}")
     if not workflow["terminal"]:
         # A step that maps waits for its items, which stand there themselves.
         parents = {split_item(step["step"])[0] for step in found["steps"] if split_item(step["step"])[1] >= 0}
@@ -358,6 +353,26 @@ def moved(move: dict[str, Any]) -> str:
     """One move to another definition, as a sentence."""
     why = f": {move['reason']}" if move["reason"] else ""
     return f"moved from {move['before']} to {move['after']} by {move['who']} at {move['at']}{why}"
+
+
+def _waits_for(withheld: dict[str, Any]) -> str:
+    """What a command that is not sent yet waits for, in words."""
+    under = f" under the key {withheld['key']!r}" if withheld.get("key") else ""
+    match withheld["reason"]:
+        case "circuit_open":
+            return f"the circuit of {withheld['service']} is open"
+        case "ramp":
+            return f"the circuit of {withheld['service']} has closed, and lets more and more through"
+        case "concurrency_limit":
+            return f"as many are out as limit {withheld['limit']!r} allows{under}"
+        case "rate_limit":
+            return f"limit {withheld['limit']!r} allows no more at this time{under}"
+        case "limit_keys_full":
+            return f"there are too many keys of limits at a time; limit {withheld['limit']!r}{under}"
+        case "in_flight_limit":
+            return "its agent has as many commands as it may have at a time"
+        case other:
+            return str(other)
 
 
 def _lineage(lineage: dict[str, Any]) -> list[str]:

@@ -23,7 +23,8 @@ under one id), `migration` (to another definition), `children` (workflows that d
 next steps, compensation) with `waits` (steps without an agent), `items` (steps that map), `reconcile` (did an attempt happen?),
 `fallbacks` and `budgets` - `closing` (what is written down when something ends) - `partition` (the records of one partition:
 ownership, definitions, quarantine) - `schedules` (what starts workflows by the clock) - `circuits` (the other fold: call
-outcomes to circuit states) - `invariants` (what holds of every state, for tests and the simulation).
+outcomes to circuit states, with `leases`: who may use how much of a limit) - `invariants` (what holds of every state, for tests
+and the simulation).
 
 To add an event kind: a dataclass in `schemas.events`, a function in the module of its family, a `case` in `partition`. To
 add a policy: a field of `schemas.definitions.Step`, and one function in `attempts` or `progress` that reads it.

@@ -23,10 +23,11 @@ from sagalog.schemas.definitions import CircuitPolicy
 from sagalog.schemas.errors import InvalidRecord
 from sagalog.schemas.events import Owned, Timer, TimerFired, parse_event
 from sagalog.schemas.limits import WINDOW_CALLS_MAX
-from sagalog.schemas.records import NO_SERVICE, TYPE_OUTCOME, CircuitRecord
+from sagalog.schemas.records import NO_SERVICE, TYPE_DEMAND, TYPE_OUTCOME, CircuitRecord
 from sagalog.schemas.statuses import CircuitStatus
 
 from .effects import ClaimLost, Effect, Ignored, Moved, OwnerChanged, Quarantine, Reason
+from .leases import Leases
 from .record import Record
 from .state import NEVER
 
@@ -83,13 +84,14 @@ _OUTCOME: Final = TypeAdapter(_Outcome)
 
 
 class CircuitPartition:
-    """The fold's state of one partition of the outcomes topic: the circuits of its services."""
+    """The fold's state of one partition of the outcomes topic: the circuits of its services, and leases of limits."""
 
     def __init__(self) -> None:
         self.offset = -1
         self.epoch = 0
         self.member = ""
         self.circuits: dict[str, Circuit] = {}
+        self.leases = Leases()
         self.touched: dict[str, None] = {}
 
     def apply(self, record: Record, effects: list[Effect]) -> None:
@@ -99,6 +101,9 @@ class CircuitPartition:
         try:
             if record.ce_type == TYPE_OUTCOME.encode():
                 self._outcome(_parse(record.value), record, effects)
+                return
+            if record.ce_type == TYPE_DEMAND.encode():
+                self.touched.update(dict.fromkeys(self.leases.demand(record, effects)))
                 return
             event = parse_event(record.ce_type, record.value)
         except InvalidRecord as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sagalog.schemas import ids
 from sagalog.schemas.codec import check_json
-from sagalog.schemas.conditions import Condition
+from sagalog.schemas.conditions import Condition, Key
 from sagalog.schemas.definitions import (
     Binding,
     Budget,
@@ -22,6 +22,7 @@ from sagalog.schemas.definitions import (
     FromInput,
     FromItem,
     FromStep,
+    Limit,
     Map,
     Reconcile,
     Repeat,
@@ -49,6 +50,17 @@ Resolve = Callable[["WorkflowState", int], Any]
 
 PLANS_KEPT_MAX: Final = 1_024
 """Of all that the partitions of a process know; others are compiled again when a partition learns of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLimit:
+    """A limit that a step takes part in. The fold has nothing to do with it: the gate has."""
+
+    name: str
+    scope: str
+    """The definition whose commands count together, by name; `*`: every one that shares it."""
+    limit: Limit
+    key: Key | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,7 @@ class PlanStep:
     budget: Budget | None
     reserve: Usage
     output_validator: SchemaValidator | None
+    limits: tuple[PlanLimit, ...]
 
     def name_of(self, step: StepState) -> str:
         """The step's name, or its item's."""
@@ -150,6 +163,8 @@ class Plan:
     """Whether any of its steps can be undone."""
     signals: frozenset[str]
     """Names of signals that some step waits for."""
+    limited: bool
+    """Whether any of its steps takes part in a limit."""
 
     def find(self, state: WorkflowState, name: str) -> StepState | None:
         """The step of that name, or the item of one that maps; None when there is none."""
@@ -242,6 +257,7 @@ def compile_plan(definition: Definition) -> Plan:
             budget=step.budget,
             reserve=step.reserve,
             output_validator=SchemaValidator(step.output_schema, "output") if step.output_schema is not None else None,
+            limits=tuple(_compile_limit(definition, name) for name in step.limits),
         )
         for place, step in enumerate(definition.steps)
     )
@@ -263,7 +279,14 @@ def compile_plan(definition: Definition) -> Plan:
         ),
         undoable=any(step.compensate is not None for step in steps),
         signals=frozenset(step.wait_for.signal for step in definition.steps if step.wait_for is not None),
+        limited=any(step.limits for step in definition.steps),
     )
+
+
+def _compile_limit(definition: Definition, name: str) -> PlanLimit:
+    limit = definition.limits[name]
+    key = Key(limit.key, f"limits.{name}.key") if limit.key is not None else None
+    return PlanLimit(name, "*" if limit.shared else definition.name, limit, key)
 
 
 def _followers(place: int, dependents: list[list[int]]) -> frozenset[int]:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from sagalog.schemas.codec import decode_object
 from sagalog.schemas.errors import InvalidRecord
-from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY, SCHEDULE_KEY, TYPE_START_ANSWERED
+from sagalog.schemas.records import DEFINITION_KEY, LEASE_KEY, MARKER_KEY, SCHEDULE_KEY, TYPE_START_ANSWERED
 from sagalog.topics.log import Message, TopicPartition, header
 from sagalog.topics.specs import Topics
 
@@ -161,7 +161,7 @@ class Batch:
             self._definition(message, key.removeprefix(DEFINITION_KEY))
         elif key.startswith(SCHEDULE_KEY):
             self._schedule(message, key.removeprefix(SCHEDULE_KEY))
-        else:
+        elif not key.startswith(LEASE_KEY):
             # A newer engine's own; it is no workflow in any case.
             self.unknown_keys += 1
 

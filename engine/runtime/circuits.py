@@ -1,4 +1,4 @@
-"""The fold of circuits as a processor runs it: outcomes in, circuit states out through the snapshot."""
+"""The fold of circuits, and of leases, as a processor runs it: outcomes in, states out through the snapshot."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence, Set
 
 from sagalog.engine.kernel.circuits import CircuitPartition, dump_circuit, restore_circuit
 from sagalog.engine.kernel.effects import ClaimLost, Effect, Ignored, Moved, OwnerChanged, Quarantine, Reason
+from sagalog.engine.kernel.leases import dump_lease, restore_lease
 from sagalog.engine.kernel.state import NEVER
 from sagalog.schemas import records
 from sagalog.schemas.codec import decode_object, encode
 from sagalog.schemas.events import Timer, TimerFired
-from sagalog.schemas.records import MARKER_KEY, MarkerRecord
+from sagalog.schemas.records import LEASE_KEY, MARKER_KEY, MarkerRecord
 from sagalog.topics.log import Message, Out, TopicPartition
 from sagalog.topics.specs import Topics
 
@@ -53,14 +54,20 @@ class CircuitMachine:
         return self._fold.epoch
 
     def stats(self) -> Mapping[str, float]:
-        return {"circuits": len(self._fold.circuits)}
+        return {"circuits": len(self._fold.circuits), "leases": len(self._fold.leases.by_key)}
 
     def load(self, message: Message) -> None:
         key = (message.key or b"").decode(errors="replace")
         if message.value is None:
+            self._fold.leases.by_key.pop(key, None)
+            self._digest.drop(key)
             return
         if key == MARKER_KEY:
             self._marker = decode_object(message.value)  # type: ignore[assignment]
+            return
+        if key.startswith(LEASE_KEY):
+            self._fold.leases.put(restore_lease(message.value))
+            self._digest.put(key, message.value)
             return
         circuit = restore_circuit(message.value)
         self._fold.circuits[circuit.service] = circuit
@@ -94,8 +101,9 @@ class CircuitMachine:
         self._settle_touched()
 
     def _settle_touched(self) -> None:
-        for service in self._fold.touched:
-            self._timers.set(service, self._fold.circuits[service].due_ms())
+        for key in self._fold.touched:
+            if not key.startswith(LEASE_KEY):
+                self._timers.set(key, self._fold.circuits[key].due_ms())
         self._dirty.update(self._fold.touched)
         self._fold.touched.clear()
 
@@ -159,9 +167,19 @@ class CircuitMachine:
         cut = Cut(offset, [], dirty, self._checkpoint, lambda: outputs.marker(marker, self._digest))
         return cut.finish()  # there are few
 
-    def _checkpoint(self, service: str) -> Out:
-        circuit = self._fold.circuits[service]
+    def _checkpoint(self, key: str) -> Out:
+        if key.startswith(LEASE_KEY):
+            return self._lease(key)
+        circuit = self._fold.circuits[key]
         raw = encode(dump_circuit(circuit))
-        self._digest.put(service, raw)
-        headers = outputs.headers(records.TYPE_CIRCUIT, f"{service}@{circuit.at_offset}")
-        return Out(service.encode(), raw, headers)
+        self._digest.put(key, raw)
+        return Out(key.encode(), raw, outputs.headers(records.TYPE_CIRCUIT, f"{key}@{circuit.at_offset}"))
+
+    def _lease(self, key: str) -> Out:
+        lease = self._fold.leases.by_key.get(key)
+        if lease is None:
+            self._digest.drop(key)
+            return Out(key.encode(), None, outputs.headers(records.TYPE_LEASE, f"{key}@{self._fold.offset}"))
+        raw = encode(dump_lease(lease))
+        self._digest.put(key, raw)
+        return Out(key.encode(), raw, outputs.headers(records.TYPE_LEASE, f"{key}@{lease.at_offset}"))

@@ -23,7 +23,7 @@ from sagalog.infra.clock import Clock, Rng, utc, wait_for_stop
 from sagalog.schemas.codec import decode_object
 from sagalog.schemas.commands import parse_heartbeat
 from sagalog.schemas.errors import InvalidRecord, SagalogError
-from sagalog.schemas.records import MARKER_KEY
+from sagalog.schemas.records import LEASE_KEY, MARKER_KEY, LeaseRecord
 from sagalog.schemas.statuses import CircuitStatus
 from sagalog.topics.log import Consumer, Log, LogError, Message, Producer, ProducerBroken, Reader, TopicPartition
 from sagalog.topics.specs import DEFINITIONS, EVENTS, FIXED, HEALTH, Topics
@@ -89,6 +89,7 @@ class Engine:
         member: str | None = None,
         standbys: int = 1,
         rack: str | None = None,
+        tenant_weights: Mapping[str, int] | None = None,
     ) -> None:
         self.log = log
         self.topics = topics
@@ -99,6 +100,7 @@ class Engine:
         self._snapshot_interval_s = snapshot_interval_ms / 1000
         self.standbys = standbys
         self.rack = rack
+        self.tenant_weights = dict(tenant_weights or {})
         self.session: Session | None = None
         self._failures = 0
         """Sessions in a row that did not last."""
@@ -188,6 +190,8 @@ class Session:
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._circuits: dict[str, CircuitView] = {}
+        self._leases: dict[str, LeaseRecord] = {}
+        """By bucket."""
         self._failures: dict[TopicPartition, int] = {}
         self._live_since_ms: int | None = None
 
@@ -414,7 +418,14 @@ class Session:
 
             def make(append: Append) -> Machine:
                 machine = WorkflowMachine(
-                    self._topics, number, self._partitions, self._outcome_partitions, append, self._metrics
+                    self._topics,
+                    number,
+                    self._partitions,
+                    self._outcome_partitions,
+                    append,
+                    self._metrics,
+                    leases=self._leases,
+                    weights=self._engine.tenant_weights,
                 )
                 for service, view in self._circuits.items():
                     machine.circuit(service, view)
@@ -471,6 +482,9 @@ class Session:
             if topic == self._topics.events:
                 self._metrics.open.labels(str(partition)).set(stats["workflows"])
                 self._metrics.withheld.labels(str(partition)).set(stats["withheld"])
+                if isinstance(processor.machine, WorkflowMachine):
+                    for reason, count in processor.machine.gate.reasons().items():
+                        self._metrics.withheld_by_reason.labels(str(partition), reason).set(count)
                 self._metrics.attempts_out.labels(str(partition)).set(stats["attempts_out"])
         self._count_phases()
 
@@ -530,6 +544,9 @@ class Session:
 
     def _on_circuit(self, message: Message) -> None:
         key = (message.key or b"").decode(errors="replace")
+        if key.startswith(LEASE_KEY):
+            self._on_lease(key.removeprefix(LEASE_KEY), message.value)
+            return
         if key == MARKER_KEY or message.value is None:
             return
         record = decode_object(message.value)
@@ -546,6 +563,15 @@ class Session:
         for processor in self.processors.values():
             if isinstance(processor.machine, WorkflowMachine):
                 processor.machine.circuit(key, view)
+
+    def _on_lease(self, bucket: str, value: bytes | None) -> None:
+        if value is None:
+            self._leases.pop(bucket, None)
+        else:
+            self._leases[bucket] = decode_object(value)  # type: ignore[assignment]
+        for processor in self.processors.values():
+            if isinstance(processor.machine, WorkflowMachine):
+                processor.machine.leased(bucket)
 
     async def _follow_heartbeats(self, partitions: int) -> None:
         topic = self._topics.heartbeats

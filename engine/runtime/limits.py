@@ -11,6 +11,16 @@ PENDING_RECORDS_MAX: Final = 20_000
 
 IN_FLIGHT_MAX: Final = 1_000
 """Commands of one agent that one partition may have out; further ones are withheld."""
+BUCKETS_MAX: Final = 10_000
+"""(limit, key) that one partition counts at a time; commands of further keys are withheld until others are idle."""
+BUCKET_SWEEP_MS: Final = 1_000
+"""How often idle ones are dropped."""
+LEASE_TURN_MS: Final = 1_000
+"""How long a partition uses what it was leased of a limit before it gives some back to others that wait for it."""
+LEASE_IDLE_MS: Final = 10_000
+"""How long it keeps what it does not use and nobody else wants: the next command then need not ask."""
+LEASE_REPEAT_MS: Final = 30_000
+"""How often a partition repeats what it needs and was not given, or has had no answer to."""
 RAMP_MS: Final = 100
 """After a circuit closes, parked commands go out in steps of this length, each twice as large as the one before."""
 RAMP_FIRST: Final = 4

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from sagalog.engine.kernel.effects import Called, Finished, Ignored, Moved
+from sagalog.schemas.commands import Withheld
 
 from .health import Health
 
@@ -57,12 +58,21 @@ class EngineMetrics(Collector):
         """Of the engine whose metrics these are."""
         self.open = Gauge("sagalog_workflows_in_memory", "Workflows known, stubs included", ["partition"], registry=r)
         self.withheld = Gauge("sagalog_commands_withheld", "Commands that wait at the gate", ["partition"], registry=r)
+        self.withheld_by_reason = Gauge(
+            "sagalog_commands_withheld_by_reason",
+            "The same, by what they wait for",
+            ["partition", "reason"],
+            registry=r,
+        )
         self.attempts_out = Gauge("sagalog_attempts_out", "Attempts that wait for an answer", ["partition"], registry=r)
         self.pending = Gauge("sagalog_records_pending", "Records sent and not acknowledged", registry=r)
         self.circuit = Gauge("sagalog_circuit_state", "0 closed, 1 half open, 2 open", ["service"], registry=r)
         self.sessions = Counter("sagalog_engine_sessions_total", "Times the engine connected anew", registry=r)
         self._attempt_seconds = _Durations(
             "sagalog_attempt_duration_seconds", "An attempt, as its agent measured it", "agent", r
+        )
+        self._withheld_seconds = _Durations(
+            "sagalog_command_withheld_duration_seconds", "How long a command that went out had waited", "reason", r
         )
         self._workflow_seconds = _Durations("sagalog_workflow_duration_seconds", "From start to end", "name", r)
 
@@ -108,6 +118,9 @@ class EngineMetrics(Collector):
     def called(self, effect: Called) -> None:
         self._count(self._calls, (effect.agent, "ok" if effect.ok else "failed"))
         self._attempt_seconds.observe(effect.agent, effect.duration_ms / 1000)
+
+    def released(self, withheld: Withheld) -> None:
+        self._withheld_seconds.observe(withheld.reason, withheld.ms / 1000)
 
     def finished(self, effect: Finished) -> None:
         result = effect.result

@@ -45,13 +45,15 @@ from sagalog.schemas.codec import decode_object, encode
 from sagalog.schemas.definitions import CircuitPolicy
 from sagalog.schemas.events import AttemptLost, AttemptRefused, FailureKind, Quarantined, TimerFired
 from sagalog.schemas.ids import Direction
-from sagalog.schemas.records import DEFINITION_KEY, MARKER_KEY, SCHEDULE_KEY, MarkerRecord
+from sagalog.schemas.records import DEFINITION_KEY, LEASE_KEY, MARKER_KEY, SCHEDULE_KEY, LeaseRecord, MarkerRecord
 from sagalog.schemas.statuses import StepStatus, UndoStatus, WorkflowStatus
 from sagalog.topics.log import Message, Out, TopicPartition
 from sagalog.topics.partitioner import partition_of
 from sagalog.topics.specs import Topics
 
 from . import outputs, schedules
+from .buckets import Claims
+from .claims import claims_of
 from .digest import REBUILD, CheckpointsDamaged, Digest
 from .gate import CircuitView, Gate
 from .limits import EVENT_REASON_CHARS_MAX, LOSS_GRACE_MS, OUTCOME_FLUSH_MS
@@ -69,6 +71,8 @@ _STOPPING: Final = (WorkflowStatus.COMPENSATING, WorkflowStatus.REWINDING)
 _DUE: Final = "sagalog_due"
 _WATCH: Final = "sagalog_watch"
 _WAITING: Final = "sagalog_waiting"
+_LIMITED: Final = "sagalog_limited"
+"""What of the workflow is out and counts for limits, by their keys."""
 
 
 _DISPATCH: Final = {
@@ -99,6 +103,9 @@ class WorkflowMachine:
         outcome_partitions: int,
         append: Append,
         metrics: EngineMetrics,
+        *,
+        leases: Mapping[str, LeaseRecord] | None = None,
+        weights: Mapping[str, int] | None = None,
     ) -> None:
         self.input = TopicPartition(topics.events, partition)
         self.checkpoints = TopicPartition(topics.checkpoints, partition)
@@ -112,7 +119,7 @@ class WorkflowMachine:
         self._fold = Partition()
         self._live = False
         self._stopped = False
-        self.gate = Gate(partition)
+        self.gate = Gate(partition, partitions=partitions, leases=leases, weights=weights)
         self._timers = Timers()
         self._early: dict[str, None] = {}
         """Whose timer came too early by the broker's clock, and is set again by how much."""
@@ -139,6 +146,7 @@ class WorkflowMachine:
         self._marker: MarkerRecord | None = None
         self._loading_definitions: dict[str, bytes] = {}
         self._loading_withheld: set[str] = set()
+        self._loading_limited: dict[str, bytes] = {}
         self._cut_offset = -1
         self._cut: Cut | None = None
         """One that is being encoded."""
@@ -205,14 +213,18 @@ class WorkflowMachine:
         self._fold.offset = self._cut_offset = marker["at_offset"]
         self._fold.epoch, self._fold.member = marker["epoch"], marker["member"]
         self._losses.begin(self._monotonic_ms)
-        for workflow_id in sorted(self._loading_withheld):
-            self._hold_again(workflow_id)
+        for workflow_id, counted in sorted(self._loading_limited.items()):
+            self.gate.count_again(workflow_id, decode_object(counted))
+        again = [found for workflow_id in sorted(self._loading_withheld) for found in self._held_before(workflow_id)]
+        for effect, entry in sorted(again, key=lambda found: found[1]["since_ms"]):
+            self.gate.hold_again(effect, entry, self._claims(effect))
         self._loading_definitions.clear()
         self._loading_withheld.clear()
+        self._loading_limited.clear()
         return marker
 
     def _load_workflow(self, workflow_id: str, value: bytes, message: Message) -> None:
-        waiting = due = watch = withheld = None
+        waiting = due = watch = withheld = limited = None
         for name, found in message.headers:
             if name == _DUE:
                 due = found
@@ -222,6 +234,8 @@ class WorkflowMachine:
                 waiting = found
             elif name == outputs.WITHHELD:
                 withheld = found
+            elif name == _LIMITED:
+                limited = found
         if workflow_id.startswith(SCHEDULE_KEY):
             self._fold.load_schedule(workflow_id, value)
         else:
@@ -239,6 +253,10 @@ class WorkflowMachine:
             value = encode(document)
         else:
             self._loading_withheld.discard(workflow_id)
+        if limited is not None:
+            self._loading_limited[workflow_id] = limited
+        else:
+            self._loading_limited.pop(workflow_id, None)
         self._digest.put(workflow_id, value)
 
     def _forget(self, workflow_id: str) -> None:
@@ -249,9 +267,12 @@ class WorkflowMachine:
         self._timers.set(workflow_id, NEVER)
         self._losses.answered("@" + workflow_id)
         self._loading_withheld.discard(workflow_id)
+        self._loading_limited.pop(workflow_id, None)
         self._digest.drop(workflow_id)
 
-    def _hold_again(self, workflow_id: str) -> None:
+    def _held_before(self, workflow_id: str) -> list[tuple[Dispatch, dict[str, Any]]]:
+        """What the owner before had withheld of a workflow, with what it said of each."""
+        found: list[tuple[Dispatch, dict[str, Any]]] = []
         withheld = decode_object(self._fold.cold[workflow_id]).get("withheld", [])
         state = self._fold.get(workflow_id)
         assert state is not None
@@ -267,7 +288,8 @@ class WorkflowMachine:
             effect = make(state, plan, step)
             # The owner before may have let it go after its last snapshot.
             effect.maybe_sent = True
-            self.gate.hold_again(effect, entry)
+            found.append((effect, entry))
+        return found
 
     # --- the hot path
 
@@ -345,11 +367,15 @@ class WorkflowMachine:
                     ownership.claim_lost(effect.epoch, effect.member)
 
     def _dispatch(self, effect: Dispatch) -> None:
-        admitted = self.gate.admit(effect, self._now_ms)
+        admitted = self.gate.admit(effect, self._now_ms, self._claims(effect))
         if admitted:
             self._send(effect)
         elif admitted is None:
             self._refuse(effect)
+
+    def _claims(self, effect: Dispatch) -> Claims:
+        command = effect.command
+        return claims_of(self._fold.get(command.workflow_id), self._fold.plans.get(command.definition), command)
 
     def _prioritize(self, effect: Prioritized) -> None:
         self.gate.prioritize(effect.workflow_id, effect.priority)
@@ -359,13 +385,18 @@ class WorkflowMachine:
                 waiting.command.priority = effect.priority
 
     def _refuse_held(self, workflow_id: str) -> None:
-        """The workflow stops: what it has parked at a circuit is not to be sent any more, or the stop would wait for it."""
+        """The workflow stops: what waits for a circuit or a limit is not to be sent any more, or the stop would wait for it."""
         for held in self.gate.held_of(workflow_id):
             command = held.command
-            if self._goes_on(workflow_id, command.step):
+            if command.direction is not Direction.EXECUTE or self._goes_on(workflow_id, command.step):
                 continue
-            if command.service is not None and command.direction is Direction.EXECUTE:
+            if command.service is not None:
                 self._refuse(held)
+            elif (limit := self.gate.limit_of(command.command_id)) is not None:
+                self.gate.answered(command.command_id)
+                kind = FailureKind.LOST if held.maybe_sent else FailureKind.CANCELLED
+                message = f"the workflow stopped while it waited for limit {limit!r}"
+                self._lose(command.command_id, self._watched(held), message, kind)
 
     def _goes_on(self, workflow_id: str, name: str) -> bool:
         """Whether the workflow is only being rewound, and the step is not affected by it."""
@@ -480,18 +511,25 @@ class WorkflowMachine:
         self._now_ms = now_ms
         self._unsaid = _Unsaid(self._outbox, self._emits, self._backlog, self._to_stop)
         self._outbox, self._emits, self._backlog, self._to_stop = {}, {}, [], []
+        self.gate.begin(self._fold.epoch, self._monotonic_ms)
+        for effect in self._unsaid.commands.values():
+            self.gate.sent(effect, self._claims(effect))  # until it is known: so nothing takes its place
         if not succession:
             self.succeed(None)
 
     def succeed(self, held: Set[str] | None) -> None:
         unsaid, self._unsaid = self._unsaid, None
         assert unsaid is not None
+        again: list[Dispatch] = []
         for effect in unsaid.commands.values():
             if held is None or effect.command.workflow_id in held:
-                effect.maybe_sent = True
-                self._dispatch(effect)
+                self.gate.over(effect.command.command_id)
+                again.append(effect)
             else:
                 self._watch(effect)
+        for effect in again:
+            effect.maybe_sent = True
+            self._dispatch(effect)
         for workflow_id in self.gate.held_workflows():
             state = self._fold.get(workflow_id)
             if state is not None and state.status in _STOPPING:
@@ -519,6 +557,7 @@ class WorkflowMachine:
                 self._timers.set(key, self._due_ms(key))
             self._early.clear()
         self._now_ms, self._monotonic_ms = now_ms, monotonic_ms
+        self.gate.time(monotonic_ms)
         if not self._live:
             return
         if self._timers.next_ms() <= now_ms:
@@ -531,16 +570,28 @@ class WorkflowMachine:
                 self._lose(lost_id, watched, watched.message)
         if self.gate.held:
             for effect in self.gate.release(now_ms):
+                assert effect.command.withheld is not None
+                self._metrics.released(effect.command.withheld)
                 self._send(effect)
+            for effect in self.gate.take_refused():
+                self._refuse(effect)
             self._send_commands()
         if now_ms - self._outcomes_flushed_ms >= OUTCOME_FLUSH_MS:
             self.flush(now_ms)
 
     def next_due_ms(self) -> int:
-        return self._timers.next_ms()
+        token_ms = self.gate.next_due_ms()
+        return min(self._timers.next_ms(), self._now_ms + token_ms - self._monotonic_ms)
 
     def flush(self, now_ms: int) -> None:
         self._outcomes_flushed_ms = now_ms
+        if self._live:
+            for demand in self.gate.demands():
+                key = LEASE_KEY + demand["bucket"]
+                ce_id = f"{demand['bucket']}/{self._partition}/{demand['epoch']}/{demand['seq']}"
+                record = Out(key.encode(), encode(demand), outputs.headers(records.TYPE_DEMAND, ce_id))
+                number = partition_of(key.encode(), self._outcome_partitions)
+                self._append(self._topics.outcomes, number, [record])
         for service, waiting in self.gate.announcements(now_ms):
             self._outcomes.parked(service, waiting, self._fold.offset, None)
         if self._outcomes:
@@ -600,6 +651,10 @@ class WorkflowMachine:
     def circuit(self, service: str, view: CircuitView) -> None:
         self.gate.circuit(service, view, self._now_ms)
 
+    def leased(self, bucket: str) -> None:
+        """The lease of a limit's key has changed."""
+        self.gate.leased(bucket)
+
     def _due_ms(self, key: str) -> int:
         """When the timer of a workflow or a schedule is due; NEVER without one."""
         state = self._fold.schedules.get(key) or self._fold.get(key)
@@ -638,6 +693,9 @@ class WorkflowMachine:
     def _lose(self, lost_id: str, watched: Watched, message: str, kind: FailureKind = FailureKind.LOST) -> None:
         assert watched.step is not None
         self._metrics.lost.inc()
+        state = self._fold.get(watched.workflow_id)
+        if state is not None and state.status is WorkflowStatus.QUARANTINED:
+            self.gate.over(lost_id)  # the event will be ignored, and must not keep a place of a limit for ever
         self._append_event(
             watched.workflow_id,
             AttemptLost(
@@ -736,6 +794,8 @@ class WorkflowMachine:
         raw = encode(document)
         self._digest.put(workflow_id, raw)
         extra = _hints(state, plan)
+        if counted := self.gate.counted(workflow_id):
+            extra.append((_LIMITED, encode(counted)))
         if withheld := self.gate.withheld(workflow_id):
             for entry, held in zip(withheld, self.gate.held_of(workflow_id), strict=True):
                 if held.command.definition != state.definition:

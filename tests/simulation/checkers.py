@@ -29,6 +29,7 @@ from sagalog.engine.kernel.effects import (
     StartAnswered,
 )
 from sagalog.engine.kernel.invariants import problems
+from sagalog.engine.kernel.leases import dump_lease
 from sagalog.engine.runtime.outputs import review, to_record
 from sagalog.infra.simulation import EPOCH_MS
 from sagalog.schemas.codec import decode_object, encode
@@ -56,6 +57,7 @@ from sagalog.topics.log import Message, TopicPartition, header
 from sagalog.topics.specs import Topics
 
 from .definitions import ALL_AGENTS
+from .limited import Taken, limits_hold, taken
 from .plan import BALANCE, Plan
 from .projection import (
     no_row_steps_back,
@@ -80,6 +82,8 @@ _STARTED: Final = TYPE_OF[WorkflowStarted].encode()
 _ANSWERED: Final = TYPE_START_ANSWERED.encode()
 _DECIDED: Final = TYPE_OF[StepDecided].encode()
 _REFUSED: Final = TYPE_OF[AttemptRefused].encode()
+_QUARANTINED: Final = TYPE_OF[Quarantined].encode()
+_LOST: Final = TYPE_OF[AttemptLost].encode()
 _OWNED: Final = TYPE_OF[Owned].encode()
 _OF_OWNERS: Final = {
     TYPE_OF[kind].encode() for kind in (Owned, TimerFired, ScheduleDue, AttemptLost, AttemptRefused, Quarantined)
@@ -113,6 +117,10 @@ class Refold:
     """(whether it opens, record), in the log's order."""
     workflows: set[str] = field(default_factory=set)
     """All that the fold remembers in the end."""
+    limited: dict[str, tuple[Taken, ...]] = field(default_factory=dict)
+    """Commands that take part in limits."""
+    quarantined: bool = False
+    """Some workflow was; what it had out is not known to end."""
 
 
 @dataclass
@@ -185,6 +193,8 @@ class Evidence:
                     case Dispatch():
                         found.dispatched[effect.command.command_id] = effect
                         found.dispatched_at[effect.command.command_id] = message.offset
+                        if limits := self._limits_of(fold, effect):
+                            found.limited[effect.command.command_id] = limits
                     case Answered():
                         found.answered_at.setdefault(effect.command_id, message.offset)
                     case Emit():
@@ -201,12 +211,23 @@ class Evidence:
                     case StartAnswered():
                         found.answers.add((effect.record["start_id"], effect.record["accepted"]))
             effects.clear()
+        found.quarantined = any(
+            header(message.headers, "ce_type") == _QUARANTINED
+            for message in self.kafka.records(self.topics.events, partition)
+        )
         for workflow_id in fold.ids():
             state = fold.get(workflow_id)
             if state is not None and state.report is not None:
                 found.kept.append(workflow_id)
         found.workflows.update(fold.ids())
         return found
+
+    def _limits_of(self, fold: Partition, effect: Dispatch) -> tuple[Taken, ...]:
+        command = effect.command
+        state, definition = fold.get(command.workflow_id), self.definitions.get(command.definition)
+        if state is None or definition is None or not definition.limits:
+            return ()
+        return tuple(taken(definition, command.step, command.agent, state.input, state.tenant))
 
     @cached_property
     def commands(self) -> dict[str, list[tuple[Message, Any]]]:
@@ -395,6 +416,8 @@ def circuits_are_what_the_outcomes_say(evidence: Evidence) -> list[str]:
             if message.offset <= at_offset:
                 fold.apply(to_record(message), effects)
         expected = {service: encode(dump_circuit(circuit)) for service, circuit in fold.circuits.items()}
+        expected |= {key: encode(dump_lease(lease)) for key, lease in fold.leases.by_key.items()}
+        latest = {key: value for key, value in latest.items() if value}
         for service in sorted(expected.keys() | latest.keys()):
             if expected.get(service) != latest.get(service):
                 problems.append(
@@ -417,7 +440,7 @@ def a_call_counts_once(evidence: Evidence) -> list[str]:
         for (service, _, _), call in calls.items():
             made.setdefault(service, Counter())[call] += 1
         for message in evidence.kafka.records(evidence.topics.circuits, partition):
-            if _key(message) != MARKER_KEY and message.value is not None:
+            if not _key(message).startswith("@") and message.value is not None:
                 counted = Counter(tuple(call) for call in decode_object(message.value)["window"])
                 if counted - made.get(_key(message), Counter()):
                     problems.append(f"circuits/{partition}: {_key(message)} counts calls that nobody made, or twice")
@@ -431,7 +454,7 @@ def effects_follow_the_log(evidence: Evidence) -> list[str]:
         (header(message.headers, "ce_id") or b"").decode(errors="replace").partition("/refused/")[0]
         for message in evidence.each(evidence.topics.events)
         if header(message.headers, "ce_type") == _REFUSED
-    }
+    } | set(_taken_back(evidence))
     asked: dict[str, Dispatch] = {}
     for refold in evidence.refolds:
         asked |= refold.dispatched
@@ -466,6 +489,16 @@ def effects_follow_the_log(evidence: Evidence) -> list[str]:
             f"{found!r}: in {topic}, and the log knows nothing of it" for found in sorted(there - expected_ids)
         ]
     return problems
+
+
+def _taken_back(evidence: Evidence) -> Iterator[str]:
+    """Commands that waited for a limit when their workflow stopped."""
+    for message in evidence.each(evidence.topics.events):
+        if header(message.headers, "ce_type") != _LOST or _is_garbage(message):
+            continue
+        # Of one that an owner before may have sent, the outcome is unknown.
+        if decode_object(message.value)["message"].startswith("the workflow stopped while it waited"):
+            yield (header(message.headers, "ce_id") or b"").decode().partition("/lost/")[0]
 
 
 def commands_are_answered(evidence: Evidence) -> list[str]:
@@ -939,6 +972,7 @@ CHECKERS: Final[tuple[Callable[[Evidence], list[str]], ...]] = (
     retries_are_used_up,
     attempts_are_accounted_for,
     budgets_hold,
+    limits_hold,
     cancelled_by_request,
     quarantine_holds_garbage_only,
     rows_are_what_the_log_says,

@@ -15,6 +15,7 @@ from sagalog.topics.simulated.faults import FAILING
 
 from .changed import changes_of, with_migrations
 from .definitions import BANK, SIGNALS, random_definitions, some_by_needs, with_children
+from .limited import with_limits
 from .timetables import Timetable, timetables
 
 CHAOS_MS_MAX: Final = 20_000
@@ -194,7 +195,8 @@ def _plan_of(seed: int) -> Plan:
     # Of streams of their own, as whatever is drawn in between would make another plan of every seed.
     drawn = with_children(random.Random(f"{seed}/children"), drawn)
     definitions = (BANK, *some_by_needs(random.Random(f"{seed}/undo"), drawn))
-    changes = changes_of(seed, definitions)
+    changes = with_limits(seed, changes_of(seed, definitions))
+    definitions = with_limits(seed, definitions)
     plan = Plan(
         seed=seed,
         partitions=rng.randint(2, 4),
@@ -264,7 +266,7 @@ def _starts(rng: random.Random, seed: int, definitions: tuple[Definition, ...], 
         definition = definitions[0] if rng.random() < 0.4 else rng.choice(definitions)
         at_ms = rng.randint(0, chaos_ms)
         value: Any = {"items": list(range(rng.randint(0, 4))), "number": number}
-        if definition is BANK:
+        if definition.name == BANK.name:
             source, target = rng.sample(range(ACCOUNTS), 2)
             # Now and then the target is an account that does not exist: the deposit fails for good.
             gone = rng.random() < 0.2

@@ -35,6 +35,7 @@ from sagalog.engine.kernel import (
 from sagalog.engine.kernel.effects import Answered, OwnerChanged, Reason
 from sagalog.engine.kernel.state import NEVER, WorkflowState, move_undo
 from sagalog.engine.runtime import schedules as runtime_schedules
+from sagalog.engine.runtime.buckets import Bucket
 from sagalog.engine.runtime.engine import Session
 from sagalog.engine.runtime.gate import Gate
 from sagalog.engine.runtime.processor import Phase, Processor
@@ -335,6 +336,32 @@ def gate_of_the_owner_before_forgotten(patch: Patch) -> None:
     """What waited at the gate of an owner that hands over is taken for sent."""
     original = WorkflowMachine.succeed
     patch.set(WorkflowMachine, "succeed", lambda self, held: original(self, held and set()))
+
+
+@bug
+def limit_forgets_what_is_out(patch: Patch) -> None:
+    """After a take-over what the owner before had out does not count for its limits."""
+    patch.set(Gate, "count_again", lambda self, workflow_id, counted: None)
+
+
+@bug
+def lease_is_used_on_after_it_was_given_back(patch: Patch) -> None:
+    """A partition goes on using what it has said it gives back, until it reads that another has it."""
+    original = Bucket.say
+
+    def say(self: Any, said: Any, *rest: Any) -> Any:
+        usable = max(self.lease.usable, self.lease.share)
+        record = original(self, said, *rest)
+        self.lease.usable = usable
+        return record
+
+    patch.set(Bucket, "say", say)
+
+
+@bug
+def every_partition_has_the_whole_limit(patch: Patch) -> None:
+    """A limit holds in each partition by itself."""
+    patch.set(Bucket, "allowed", property(lambda self: self.claim.amount))
 
 
 @bug

@@ -24,6 +24,7 @@ from sagalog.schemas.definitions import (
     Definition,
     Fallback,
     FallbackOn,
+    Limit,
     Map,
     Repeat,
     Retry,
@@ -393,7 +394,7 @@ ONLY_PLAIN: set[str] = {"reconcile", "workflow"}
         (Task, {"title", "form", "assignee", "group", "timeout_ms", "escalate_to"}),
         (Fallback, {"agent", "value", "on", "reserve"}),
         (Definition, {"name", "description", "steps", "deadline_ms", "input_schema", "output", "services", "budget",
-                      "required", "undo_order"}),
+                      "required", "undo_order", "limits"}),
     ],
 )  # fmt: skip
 def test_every_field_can_be_said(model: type[BaseModel], said: set[str]) -> None:
@@ -414,10 +415,11 @@ def test_every_word_of_a_policy_reaches_the_step() -> None:
         "when": "input.amount > 1", "irreversible": True, "pivot": True, "critical": False, "default": 7,
         "retry": Retry(attempts=9), "timeout_ms": 11, "start_timeout_ms": 12, "heartbeat_timeout_ms": 13, "service": "s",
         "when_open": WhenOpen.FAIL, "budget": Budget(attempts=3), "reserve": Usage(cost=1), "compensate": None,
+        "limits": ("few",),
     }  # fmt: skip
     other = {"name", "needs", "required", "fallback", "fallbacks", "when_failed"}  # each has a test of its own above
     assert AgentPolicy.__annotations__.keys() == said.keys() | other
-    saga: Any = order()
+    saga: Any = Saga("order", Order, limits={"few": Limit(concurrency=1)})
     saga.step(tick, **said)
     (step,) = saga.build().steps
 

@@ -69,6 +69,8 @@ def test_every_status_is_explained(statuses: type[WorkflowStatus | StepStatus | 
         definitions.Budget,
         definitions.Usage,
         definitions.CircuitPolicy,
+        definitions.Limit,
+        definitions.Rate,
     ],
 )
 def test_every_field_of_a_definition_is_in_the_docs(model: type[BaseModel]) -> None:
@@ -145,6 +147,21 @@ def test_the_example_of_the_typed_builder_is_a_saga_that_runs(monkeypatch: pytes
     agents = [value for value in vars(example).values() if isinstance(value, Agent)]
     with SagaTest([example.definition], agents) as t:
         assert t.run("typed-order", order).output == {"payment": 17, "label": "for Ada"}
+
+
+def test_the_example_of_limits_is_a_saga_that_runs() -> None:
+    (source,) = [
+        found for found in re.findall(r"^```python\n(.*?)^```", read("definitions"), re.M | re.S) if "Limit(" in found
+    ]
+    example: dict[str, object] = {}
+    exec(compile(source, "docs/definitions.md", "exec", dont_inherit=True), example)
+    scans = example["scans"]
+    assert isinstance(scans, definitions.Definition)
+    t = SagaTest([scans])
+    t.stub("scanner", lambda value: "text")
+    t.stub("archive", lambda value: "filed")
+    with t:
+        assert t.run("scans", {}, tenant="acme").output == {"file": "filed"}
 
 
 def test_everything_that_the_builder_offers_is_in_the_docs() -> None:

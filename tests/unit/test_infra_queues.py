@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagalog.infra.queues import FAIR_EVERY, PriorityQueue
+from sagalog.infra.queues import FAIR_EVERY, FairQueue, PriorityQueue
 
 
 def drain(queue: PriorityQueue[str]) -> list[str]:
@@ -110,3 +114,62 @@ def test_it_is_what_a_sorted_list_is(moves: list[tuple[int, int, int]]) -> None:
             model.remove(wanted)
             assert queue.pop() == wanted[1]
         assert list(queue) == [entry[1] for entry in sorted(model)]
+
+
+# --- tenants
+
+
+def drained(queue: FairQueue[str]) -> list[str]:
+    return [queue.pop() for _ in range(len(queue))]
+
+
+def test_tenants_take_turns_whatever_they_have_waiting() -> None:
+    queue: FairQueue[str] = FairQueue({"b": 2})
+    for number in range(4):
+        queue.push(f"a{number}", 5, "a")
+    for number in range(4):
+        queue.push(f"b{number}", 5, "b")
+    queue.push("c0", 5, "c")
+
+    assert drained(queue) == ["a0", "b0", "b1", "c0", "a1", "b2", "b3", "a2", "a3"]
+    assert not queue
+
+
+def test_what_keeps_its_number_keeps_its_place() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.push("late", 5, "a", 7)
+    queue.push("early", 5, "a", 3)
+    queue.push("later", 5, "a")
+
+    assert drained(queue) == ["early", "late", "later"]
+
+
+def test_who_is_taken_out_takes_nobodys_turn_and_the_rest_go_on() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for tenant in ("a", "b"):
+        queue.push(f"{tenant}0", 5, tenant)
+        queue.push(f"{tenant}1", 5, tenant)
+    queue.discard("a0")
+    queue.discard("a1")
+    queue.discard("nobody")
+    queue.move("b1", 9)
+
+    assert drained(queue) == ["b1", "b0"]
+    with pytest.raises(IndexError):
+        queue.pop()
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), max_size=60), st.integers(1, 3))
+def test_of_any_turns_of_all_each_tenant_with_something_waiting_has_its_part(what: Any, weight: int) -> None:
+    """Between two turns of a tenant that has something waiting no other has more than its weight."""
+    queue: FairQueue[str] = FairQueue({"a": weight})
+    for number, (tenant, priority) in enumerate(what):
+        queue.push(f"{tenant}{number}", priority, tenant)
+    order = [item[0] for item in drained(queue)]
+
+    assert len(order) == len(what)
+    for tenant in set(order):
+        turns = [place for place, found in enumerate(order) if found == tenant]
+        for first, second in itertools.pairwise(turns):
+            between = Counter(order[first + 1 : second])
+            assert all(count <= (weight if other == "a" else 1) for other, count in between.items())

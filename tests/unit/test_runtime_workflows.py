@@ -17,9 +17,10 @@ from sagalog.engine.runtime.gate import CircuitView
 from sagalog.engine.runtime.metrics import EngineMetrics
 from sagalog.engine.runtime.workflows import WorkflowMachine
 from sagalog.schemas import ids
-from sagalog.schemas.definitions import Child, Compensation, Definition, Step, WhenOpen
+from sagalog.schemas.definitions import Child, Compensation, Definition, Limit, Step, WhenOpen
 from sagalog.schemas.events import (
     TYPE_OF,
+    AttemptLost,
     CancelRequested,
     ChildEnded,
     DefinitionRegistered,
@@ -27,6 +28,8 @@ from sagalog.schemas.events import (
     FailureKind,
     MigrationRequested,
     Owned,
+    Quarantined,
+    StepCompleted,
     StepFailed,
     WorkflowStarted,
     encode_event,
@@ -465,3 +468,84 @@ def test_patience_counts_from_the_take_over_however_long_a_standby_has_stood_by(
     assert standby.tick(1_000) == [], "it may be answered yet"
     lost = standby.tick(saga.steps[0].timeout_ms + saga.steps[0].start_timeout_ms + 10_000)
     assert [event["step"] for _, event in lost] == ["a"]
+
+
+# --- limits
+
+LIMITED = Definition(
+    name="saga",
+    steps=(Step(name="a", agent="worker", limits=("few",), compensate=Compensation()),),
+    limits={"few": Limit(key="input.key", concurrency=1)},
+)
+
+
+def limited(world: World, *workflow_ids: str) -> list[Record]:
+    return [
+        world.record(DefinitionRegistered(LIMITED.model_dump(mode="json")), "@definition/x"),
+        *(
+            world.record(WorkflowStarted("saga", {"key": "k"}), workflow_id, ce_id=workflow_id)
+            for workflow_id in workflow_ids
+        ),
+    ]
+
+
+def commands(appended: list[tuple[str, Any]]) -> list[Any]:
+    return [document for topic, document in appended if topic == "t.commands.worker"]
+
+
+def handed_to_the_next(first: World, second: World) -> None:
+    """The checkpoints of the one are loaded by the other, which claims the partition."""
+    cut = first.machine.cut()
+    assert cut is not None
+    for out in cut.finish().records:
+        second.machine.load(
+            Record(0, START_MS, out.key or b"", out.value or b"", out.headers, topic="t.checkpoints")  # type: ignore[arg-type]
+        )
+    assert second.machine.loaded(START_MS) is not None
+    second.offset = first.offset
+
+
+def test_what_the_owner_before_had_out_counts_for_its_limit_until_it_is_answered() -> None:
+    first, second = World(), World("next")
+    first.fold(first.record(Owned(1, "me"), "@owner"))
+    (sent,) = commands(first.fold(*limited(first, "w1", "w2")))
+    assert sent["workflow_id"] == "w1"
+    handed_to_the_next(first, second)
+
+    second.fold(second.record(Owned(2, "next"), "@owner"), second.record(WorkflowStarted("saga", {"key": "k"}), "w3"))
+    assert commands(second.tick(5_000)) == []
+    assert [entry["reason"] for name in ("w2", "w3") for entry in second.machine.gate.withheld(name)] == [
+        "concurrency_limit", "concurrency_limit",
+    ]  # fmt: skip
+
+    second.fold(second.record(StepCompleted("a", 1, Direction.EXECUTE, sent["token"], None), "w1"))
+    (released,) = commands(second.tick(10))
+    assert released["workflow_id"] == "w2"
+    withheld = released["withheld"]
+    assert (withheld["reason"], withheld["limit"], withheld["key"]) == ("concurrency_limit", "few", "k")
+    assert withheld["ms"] == 5_010, "since the owner before withheld it"
+
+
+def test_a_workflow_that_stops_takes_back_what_waits_for_a_limit() -> None:
+    world = World()
+    world.fold(world.record(Owned(1, "me"), "@owner"))
+    world.fold(*limited(world, "w1", "w2"))
+
+    appended = world.fold(world.record(CancelRequested("wanted", "tester"), "w2", ce_id="cancel"))
+    assert [(document["step"], document["kind"]) for topic, document in appended if topic == "t.events"] == [
+        ("a", "cancelled")
+    ]
+    assert world.machine.gate.held == 0
+    lost = AttemptLost(1, "a", 1, Direction.EXECUTE, "it stopped", FailureKind.CANCELLED)
+    results = [document for topic, document in world.fold(world.record(lost, "w2")) if topic == "t.results"]
+    assert [result["status"] for result in results] == ["cancelled"]
+
+
+def test_a_quarantined_workflow_keeps_no_place_of_a_limit_for_ever() -> None:
+    world = World()
+    world.fold(world.record(Owned(1, "me"), "@owner"))
+    world.fold(*limited(world, "w1", "w2"))
+    world.fold(world.record(Quarantined(1, "t.events/0/9", "broken"), "w1"))
+    assert commands(world.tick(60_000)) == []
+
+    assert [command["workflow_id"] for command in commands(world.tick(900_000))] == ["w2"]

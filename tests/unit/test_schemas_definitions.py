@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from sagalog.engine.testing import SagaTest
 from sagalog.schemas import limits
 from sagalog.schemas.codec import encode
+from sagalog.schemas.conditions import Key
 from sagalog.schemas.definitions import (
     CircuitPolicy,
     Compensation,
@@ -17,8 +18,11 @@ from sagalog.schemas.definitions import (
     Fallback,
     FromInput,
     FromStep,
+    Limit,
+    Rate,
     Retry,
     SchemaValidator,
+    Sleep,
     Step,
     Value,
     WhenOpen,
@@ -578,3 +582,79 @@ def test_a_client_finds_a_definition_that_stands_in_a_log() -> None:
     t.stub("a", "done")
     with t:
         assert t.run("saga", {"b": 1}).status == "completed"
+
+
+# --- limits
+
+
+def limited(**limits: Any) -> Definition:
+    return Definition(name="saga", steps=(Step(name="a", agent="x", limits=tuple(limits)),), limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "problem"),
+    [
+        (lambda: limited(few=Limit()), "limits.few", "limits nothing"),
+        (lambda: limited(few=Limit(concurrency=1, key="input.")), "limits.few.key", "no CEL"),
+        (lambda: limited(few=Limit(concurrency=1, key="steps.a")), "limits.few.key", "'steps', which is unknown"),
+        (
+            lambda: Definition(name="s", steps=(Step(name="a", agent="x"),), limits={"few": Limit(concurrency=1)}),
+            "limits.few",
+            "used by no step",
+        ),
+        (
+            lambda: Definition(name="s", steps=(Step(name="a", agent="x", limits=("no",)),)),
+            "steps.a.limits",
+            "no limit",
+        ),
+        (
+            lambda: Definition(
+                name="s",
+                steps=(Step(name="a", agent="x", limits=("few", "few")),),
+                limits={"few": Limit(concurrency=1)},
+            ),
+            "steps.a.limits",
+            "twice",
+        ),
+        (
+            lambda: Definition(
+                name="s",
+                steps=(Step(name="a", sleep=Sleep(ms=10), limits=("few",)),),
+                limits={"few": Limit(concurrency=1)},
+            ),
+            "steps.a.limits",
+            "is of agents' attempts",
+        ),
+    ],
+)
+def test_limits_that_cannot_hold_are_refused(make: Any, path: str, problem: str) -> None:
+    with pytest.raises(InvalidDefinition, match=problem) as refused:
+        make()
+    assert refused.value.field == path
+
+
+def test_limits_survive_json_and_without_them_the_hash_is_as_it_was() -> None:
+    definition = limited(few=Limit(key="tenant", concurrency=2), slow=Limit(rate=Rate(per_second=0.5), shared=True))
+    assert parse_definition(definition.encoded).hash == definition.hash
+    assert b"limits" not in Definition(name="saga", steps=(Step(name="a", agent="x"),)).encoded
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        ("tenant", "acme"),
+        ("service", "(none)"),
+        ("input.number", "7"),
+        ("input.gone", "(none)"),
+        ("input.number > 5", "true"),
+        ("tenant + '/' + string(input.number)", "acme/7"),
+        ("input", '{"number":7}'),
+    ],
+)
+def test_a_key_is_text_whatever_the_expression_gives(source: str, key: str) -> None:
+    assert Key(source, "key").of({"number": 7}, "acme", None) == key
+
+
+def test_a_long_key_is_hashed() -> None:
+    keys = {Key("input", "key").of(found * 200, None, None) for found in ("a", "b")}
+    assert len(keys) == 2 and all(len(key) == 32 for key in keys)

@@ -43,6 +43,7 @@ def test_defaults_are_an_embedded_stack() -> None:
         "standbys": 1,
         "rack": None,
         "start_lag_records_max": 50_000,
+        "tenant_weights": None,
         "security_protocol": "PLAINTEXT",
         "sasl_mechanism": None,
         "sasl_username": None,
@@ -231,3 +232,14 @@ def test_errors_survive_pickling() -> None:
     copy = pickle.loads(pickle.dumps(error))
 
     assert (type(copy), str(copy)) == (PortTakenError, str(error))
+
+
+def test_weights_of_tenants_are_read_from_one_line() -> None:
+    assert load_settings(tenant_weights="acme=3, a=b=1,").weights == {"acme": 3, "a=b": 1}
+    assert load_settings().weights == {}
+
+
+@pytest.mark.parametrize("text", ["acme", "acme=0", "=1", "acme=101", "acme=x"])
+def test_weights_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="tenant=weight"):
+        load_settings(tenant_weights=text)
