@@ -531,9 +531,9 @@ def commands_are_answered(evidence: Evidence) -> list[str]:
 def owners_keep_to_their_reign(evidence: Evidence) -> list[str]:
     """An owner sends no command that was answered before it owned, and none that is asked for after its successor's claim.
 
-    What it writes into the log itself counts for as long as it owns.
+    What it writes into the log itself counts for as long as it owns. And it knows its own claim: no two are the same.
     """
-    problems = []
+    problems = _claims_made_twice(evidence)
     for partition, refold in enumerate(evidence.refolds):
         claims = _claims(evidence, partition)
         problems += _late_events(evidence, partition, refold)
@@ -553,6 +553,21 @@ def owners_keep_to_their_reign(evidence: Evidence) -> list[str]:
             successors = [claim.offset for claim in claims if claim.offset > own[-1].offset]
             if successors and asked_at > successors[0]:
                 problems.append(f"{sent.process} sent {sent.ce_id}, which is asked for after its successor's claim")
+    return problems
+
+
+def _claims_made_twice(evidence: Evidence) -> list[str]:
+    """Whoever made the second would take the first for its own, and own what lies between the two."""
+    problems = []
+    for topic in (evidence.topics.events, evidence.topics.outcomes):
+        made = Counter(
+            (message.partition, header(message.headers, "ce_id"))
+            for message in evidence.each(topic)
+            if header(message.headers, "ce_type") == _OWNED and not _is_garbage(message)
+        )
+        problems += [
+            f"{topic}/{at}: claim {ce_id} is there {count} times" for (at, ce_id), count in made.items() if count > 1
+        ]
     return problems
 
 
