@@ -36,6 +36,7 @@ ROLES: Final[dict[str, Role]] = {
     "engine": system.engine,
     "agent-raw": system.raw_agent,
     "agent-host": system.host_agent,
+    "projector": system.projector,
 }
 
 

@@ -15,18 +15,19 @@ from typing import Any, Final
 import uvloop
 from rich.console import Console
 
-from benchmarks import environment, pipeline, size
+from benchmarks import environment, pipeline, plots, size, targets
 from benchmarks.children import last_words
 from benchmarks.cluster import BROKERS, cluster
 from benchmarks.fold import fold
 from benchmarks.peers.bench import peers, prepared
 from benchmarks.peers.settings import PEERS, PeersSettings
 from benchmarks.recovery import recovery
-from benchmarks.report import Report, merged
+from benchmarks.report import Report, measured_in, merged
 from benchmarks.settings import (
     LATENCY_RATE_MIN,
     LATENCY_SECONDS,
     LATENCY_SHARE,
+    VARIANTS,
     BenchError,
     ClusterSettings,
     PipelineSettings,
@@ -34,6 +35,7 @@ from benchmarks.settings import (
     TimerSettings,
 )
 from benchmarks.sizing import Demand
+from benchmarks.snapshot import snapshot
 from benchmarks.start import start
 from benchmarks.system import PAYLOAD_FRAME
 from benchmarks.takeover import takeover
@@ -45,7 +47,40 @@ EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
 INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 
-NAMES: Final = ("floor", "engine", "recovery", "takeover", "timers", "cluster", "peers", "size", "start", "fold", "all")
+NAMES: Final = (
+    "floor",
+    "engine",
+    "recovery",
+    "takeover",
+    "snapshot",
+    "timers",
+    "cluster",
+    "peers",
+    "size",
+    "start",
+    "fold",
+    "all",
+    "tables",
+    "plots",
+)
+ALL: Final = ("engine", "fold", "timers", "takeover", "recovery", "snapshot", "peers", "start")
+"""What `all` runs, one after the other."""
+ALL_SCALE: Final[Mapping[str, Mapping[str, Any]]] = {
+    "engine": {"agents": VARIANTS},
+    "timers": {"pending": 1_000_000, "due_per_second": 5_000},
+    "takeover": {"workflows": 200_000, "partitions": 2},
+    "recovery": {"workflows": 100_000},
+}
+"""As the targets are worded; what is said on the command line goes before."""
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "agents": PipelineSettings().agents,
+    "partitions": PipelineSettings().partitions,
+    "workflows": RecoverySettings().workflows,
+    "pending": TimerSettings().pending,
+    "due_per_second": TimerSettings().due_per_second,
+}
+"""Of what `all` sets otherwise."""
+FIGURES: Final = Path("docs/figures")
 DESCRIPTION: Final = """\
 Measures sagalog on an embedded Kafka of its own, which is gone afterwards.
 
@@ -53,20 +88,25 @@ Measures sagalog on an embedded Kafka of its own, which is gone afterwards.
   engine    the real engine and agent host, in turn with the floor; ratios are taken within neighbouring pairs
   recovery  kill -9 with many open workflows: seconds until the first command goes out again
   takeover  two engines that stand by for each other, among many open workflows: one is killed, one restarted
+  snapshot  many workflows that changed: for how long at a time nothing else is done while they are written
   timers    many workflows that sleep, some of which wake: how late
   cluster   kill -9 one of three brokers under load: the longest time without a result
   size      how many partitions, processes and bytes so many workflows a day need, from measured costs
   peers     the same saga on DBOS, Faust, Restate and Temporal, in turn with the engine; what cannot be had is said to be missing
   start     seconds until the embedded servers answer
   fold      the fold without a broker: processor time per event, bytes per idle workflow
-  all       engine, recovery, takeover, timers, start and fold
+  all       engine with each agent, fold, timers, takeover, recovery, snapshot, peers and start, as large as the targets say;
+            about an hour
+  tables    the two tables of targets, from reports that --save has kept
+  plots     the same, drawn
 """
 EXAMPLES: Final = """\
 examples:
   scripts/bench engine                        under two minutes with the defaults
   scripts/bench engine --json | jq .ratios
   scripts/bench floor --runs 5 --in-flight 8000
-  scripts/bench engine --agent raw            without the agent host: what the engine alone costs
+  scripts/bench engine --agents raw           without the agent host: what the engine alone costs
+  scripts/bench engine --agents raw host projected
   scripts/bench fold --open 1000 1000000      whether the cost stays flat
   scripts/bench size --workflows-per-day 1000000 --steps 6 --payload-bytes 2000
   scripts/bench size --measure --check        this machine's costs, and how well they predict a run
@@ -74,6 +114,7 @@ examples:
   scripts/bench recovery --workflows 100000 --session-timeout-ms 6000
   scripts/bench takeover --workflows 200000 --partitions 2
   scripts/bench timers --pending 1000000 --due-per-second 5000
+  scripts/bench all --runs 5 --save docs/figures
 
 A figure is min, median and max over the runs. Compare figures of one machine only, and ratios across machines.
 """
@@ -89,7 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.name == "size":
             _size(options)
             return 0
-        report = _measure(options)
+        if options.name in ("tables", "plots"):
+            return _kept(options)
+        reports = [_kept_if_asked(options, report) for report in _measured(options)]
     except (BenchError, SagalogError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -97,30 +140,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("bench: interrupted; everything it started has ended", file=sys.stderr)
         return EXIT_INTERRUPTED
     if options.json:
-        report.print_json()
-    else:
-        report.print_table(Console())
+        merged(options.name, reports).print_json()
+        return 0
+    console = Console()
+    for report in reports:
+        report.print_table(console)
+    if len(reports) > 1:
+        targets.print_tables(merged(options.name, reports).document()["targets"], console)
     return 0
+
+
+def _measured(options: argparse.Namespace) -> Iterator[Report]:
+    """One report, or one after the other."""
+    for name in ALL if options.name == "all" else (options.name,):
+        chosen = argparse.Namespace(**vars(options))
+        chosen.name = name
+        scale = ALL_SCALE.get(name, {}) if options.name == "all" else {}
+        for key, value in {**DEFAULTS, **scale}.items():
+            if getattr(options, key) is None:
+                setattr(chosen, key, value)
+        yield _measure(chosen)
 
 
 def _measure(options: argparse.Namespace) -> Report:
     say = Console(stderr=True, highlight=False).print
+
+    def progress(line: str) -> None:
+        say(line, style="dim")
+
     if options.name == "fold":
-        return _fold(options, environment.describe(None), lambda line: say(line, style="dim"))
+        return _fold(options, environment.describe(None), progress)
     if options.name == "peers":
-        return _peers(options, lambda line: say(line, style="dim"))
-    with _broker(BROKERS if options.name == "cluster" else 1) as (stack, runner, logs):
-        found = environment.describe(stack)
-        report = runner.run(_run(options, stack, logs, found, lambda line: say(line, style="dim")))
-    if options.name in ("start", "all"):
-        # After the broker above has ended: it would slow down those that are measured.
-        started = start(options.runs, found, lambda line: say(line, style="dim"))
-        report = started if report is None else merged(options.name, [report, started])
-    if options.name == "all":
-        assert report is not None
-        report = merged(options.name, [report, _fold(options, found, lambda line: say(line, style="dim"))])
-    assert report is not None
+        return _peers(options, progress)
+    if options.name == "start":
+        return start(options.runs, environment.describe(None), progress)
+    projected = options.name == "engine" and "projected" in options.agents
+    with _broker(BROKERS if options.name == "cluster" else 1, postgres=projected) as (stack, runner, logs):
+        return runner.run(_run(options, stack, logs, environment.describe(stack), progress))
+
+
+def _kept_if_asked(options: argparse.Namespace, report: Report) -> Report:
+    if options.save is not None:
+        options.save.mkdir(parents=True, exist_ok=True)
+        (options.save / f"{report.bench}.json").write_text(json.dumps(report.document(), indent=2) + "\n")
     return report
+
+
+def _kept(options: argparse.Namespace) -> int:
+    """Tables or plots of reports that were kept."""
+    kept = {path.stem: json.loads(path.read_text()) for path in sorted(options.figures.glob("*.json"))}
+    if not kept:
+        raise BenchError(f"there is no report in {options.figures}; make some with --save {options.figures}")
+    if options.name == "plots":
+        say = Console(stderr=True, highlight=False).print
+        for path in plots.draw(options.figures, kept, lambda line: say(line, style="dim")):
+            print(path)
+        return 0
+    found = targets.rows({name: row for document in kept.values() for name, row in measured_in(document).items()})
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        targets.print_tables(found, Console())
+    return 0
 
 
 def _peers(options: argparse.Namespace, progress: Callable[[str], None]) -> Report:
@@ -204,7 +285,7 @@ async def _run(
     logs: Path,
     found: Mapping[str, Any],
     progress: Callable[[str], None],
-) -> Report | None:
+) -> Report:
     task = asyncio.current_task()
     assert task is not None
     for number in INTERRUPTS:
@@ -216,7 +297,7 @@ async def _run(
         partitions=options.partitions,
         payload_bytes=options.payload_bytes,
         latency_steps_per_second=options.latency_rate,
-        agent=options.agent,
+        agents=tuple(options.agents),
     )
     recovering = RecoverySettings(
         runs=options.runs,
@@ -225,35 +306,37 @@ async def _run(
         payload_bytes=options.payload_bytes,
         session_timeout_ms=options.session_timeout_ms,
     )
-    reports = []
-    if options.name == "floor":
-        reports.append(await pipeline.floor(stack.bootstrap, pipelined, found, logs, progress))
-    if options.name in ("engine", "all"):
-        reports.append(await pipeline.engine(stack.bootstrap, pipelined, found, logs, progress))
-    if options.name in ("recovery", "all"):
-        reports.append(await recovery(stack.bootstrap, recovering, found, logs, progress))
-    if options.name in ("takeover", "all"):
-        reports.append(await takeover(stack.bootstrap, recovering, found, logs, progress))
-    if options.name in ("timers", "all"):
-        sleeping = TimerSettings(
-            runs=options.runs,
-            pending=options.pending,
-            due_per_second=options.due_per_second,
-            partitions=options.partitions,
-        )
-        reports.append(await timers(stack.bootstrap, sleeping, found, logs, progress))
-    if options.name == "cluster":
-        killing = ClusterSettings(
-            runs=options.runs,
-            partitions=options.partitions,
-            payload_bytes=options.payload_bytes,
-            workflows_per_second=options.workflows_per_second,
-            session_timeout_ms=options.session_timeout_ms,
-        )
-        reports.append(await cluster(stack, killing, found, logs, progress))
-    if not reports:
-        return None
-    return reports[0] if len(reports) == 1 else merged(options.name, reports)
+    sleeping = TimerSettings(
+        runs=options.runs,
+        pending=options.pending,
+        due_per_second=options.due_per_second,
+        partitions=options.partitions,
+    )
+    killing = ClusterSettings(
+        runs=options.runs,
+        partitions=options.partitions,
+        payload_bytes=options.payload_bytes,
+        workflows_per_second=options.workflows_per_second,
+        session_timeout_ms=options.session_timeout_ms,
+    )
+    match options.name:
+        case "floor":
+            return await pipeline.floor(stack.bootstrap, pipelined, found, logs, progress)
+        case "engine":
+            postgres = stack.postgres if "projected" in options.agents else None
+            return await pipeline.engine(stack.bootstrap, postgres, pipelined, found, logs, progress)
+        case "recovery":
+            return await recovery(stack.bootstrap, recovering, found, logs, progress)
+        case "takeover":
+            return await takeover(stack.bootstrap, recovering, found, logs, progress)
+        case "snapshot":
+            return await snapshot(stack.bootstrap, options.runs, found, progress)
+        case "timers":
+            return await timers(stack.bootstrap, sleeping, found, logs, progress)
+        case "cluster":
+            return await cluster(stack, killing, found, logs, progress)
+        case other:
+            raise AssertionError(f"{other} is no bench that a broker is for")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -272,9 +355,13 @@ def _parser() -> argparse.ArgumentParser:
         help="see above",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="also keep each report there, as NAME.json")
+    parser.add_argument(
+        "--figures", type=Path, metavar="DIR", default=FIGURES, help="of tables and plots (default: %(default)s)"
+    )
     add = parser.add_argument
     add("--runs", type=_whole(1, 100), default=pipelined.runs, help="runs, or pairs of runs (default: %(default)s)")
-    add("--partitions", type=_whole(1, 64), default=pipelined.partitions, help="(default: %(default)s)")
+    add("--partitions", type=_whole(1, 64), help=f"(default: {pipelined.partitions})")
     add(
         "--payload-bytes",
         type=_whole(PAYLOAD_FRAME + 1, 100_000),
@@ -302,7 +389,12 @@ def _parser() -> argparse.ArgumentParser:
         f"(default: {LATENCY_SHARE:.0%} of what the slower does at most)".replace("%", "%%"),
     )
     throughput.add_argument(
-        "--agent", choices=("host", "raw"), default=pipelined.agent, help="beside the engine (default: %(default)s)"
+        "--agents",
+        choices=VARIANTS,
+        nargs="+",
+        metavar="AGENT",
+        help="beside the engine, each in its turn: a raw loop, the typed host, or host, projector and PostgreSQL (`projected`; "
+        f"default: {' '.join(pipelined.agents)})",
     )
     beside = parser.add_argument_group("peers; also --seconds")
     comparing = PeersSettings()
@@ -330,9 +422,7 @@ def _parser() -> argparse.ArgumentParser:
         help="started steadily (default: %(default)s)",
     )
     crash = parser.add_argument_group("recovery, takeover; the session time-out also of cluster")
-    crash.add_argument(
-        "--workflows", type=_whole(1, 1_000_000), default=recovering.workflows, help="open ones (default: %(default)s)"
-    )
+    crash.add_argument("--workflows", type=_whole(1, 1_000_000), help=f"open ones (default: {recovering.workflows})")
     crash.add_argument(
         "--session-timeout-ms",
         type=_whole(1_000, 300_000),
@@ -342,8 +432,8 @@ def _parser() -> argparse.ArgumentParser:
     sleeping = parser.add_argument_group("timers")
     add = sleeping.add_argument
     asleep = TimerSettings()
-    add("--pending", type=_whole(0, 10_000_000), default=asleep.pending, help="timers beside (default: %(default)s)")
-    add("--due-per-second", type=_whole(1, 50_000), default=asleep.due_per_second, help="(default: %(default)s)")
+    add("--pending", type=_whole(0, 10_000_000), help=f"timers beside (default: {asleep.pending})")
+    add("--due-per-second", type=_whole(1, 50_000), help=f"(default: {asleep.due_per_second})")
     sizing = parser.add_argument_group("size")
     demand = Demand(1_000_000)
     add = sizing.add_argument

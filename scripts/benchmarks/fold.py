@@ -7,14 +7,20 @@ more and more workflows that are open and idle. Processor time, so that neighbou
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import os
 import resource
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkContext
+from multiprocessing.synchronize import Barrier
 from typing import Any, Final
 
 from benchmarks import system
 from benchmarks.report import Figure, Report
+from benchmarks.settings import BenchError
 from sagalog.engine.kernel import Record
 from sagalog.engine.kernel.effects import Dispatch, Effect
 from sagalog.engine.kernel.partition import Partition
@@ -43,6 +49,7 @@ BATCH: Final = 250
 CUT_EVERY: Final = 1_000
 """Events between two snapshots: as many as a partition folds in an interval under load."""
 FINISHED_STEPS: Final = 10
+CHILD_SECONDS_MAX: Final = 300.0
 START_MS: Final = 1_700_000_000_000
 _MEMBER: Final = "bench"
 
@@ -58,8 +65,14 @@ class _Message:
     partition: int = 0
 
 
-class _World:
-    """A live machine and what it sent."""
+def message(offset: int, key: str, event: Event, ce_id: str = "") -> _Message:
+    """An event as it is read from the log."""
+    headers = [("ce_type", TYPE_OF[type(event)].encode()), ("ce_id", (ce_id or f"{key}/{offset}").encode())]
+    return _Message(offset, START_MS + offset, key.encode(), encode_event(event), headers)
+
+
+class World:
+    """A machine and what it sent. It is live once it has folded `claim`."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, Out]] = []
@@ -68,6 +81,10 @@ class _World:
 
     def _append(self, topic: str, partition: int, records: Sequence[Out]) -> None:
         self.sent += [(topic, record) for record in records]
+
+    @staticmethod
+    def claim() -> _Message:
+        return message(0, "@owner", Owned(1, _MEMBER), "owner")
 
     def owner_changed(self, epoch: int, member: str) -> None:
         self.machine.go_live(START_MS)
@@ -87,13 +104,19 @@ def fold(
     costs: dict[int, list[float]] = {count: [] for count in opened}
     # First, so that no memory of an earlier round is used again.
     resident = resident_bytes(idle, opened[-1])
+    sums: list[float] = []
     for run in range(1, runs + 1):
+        sums.append(side_by_side(log))
         for count in opened:
             world = _opened(count, idle)
             costs[count].append(_measure(world, log))
             del world
             gc.collect()
-        progress(f"fold {run}/{runs}: " + ", ".join(f"{values[-1]:.1f} us ({n:,} open)" for n, values in costs.items()))
+        progress(
+            f"fold {run}/{runs}: "
+            + ", ".join(f"{values[-1]:.1f} us ({n:,} open)" for n, values in costs.items())
+            + f", two processes {sums[-1]:.2f} of one"
+        )
     first, last = opened[0], opened[-1]
     figures = {"us_per_event": Figure("us", costs[first])}
     figures |= {f"us_per_event_{count}_open": Figure("us", costs[count]) for count in opened[1:]}
@@ -104,10 +127,15 @@ def fold(
         {**environment, "payload_bytes": payload_bytes, "workflows": workflows, "events": len(log), "open": first},
         runs,
         figures,
-        {f"cost_at_{last}_vs_{first}_open": min(costs[last]) / min(costs[first])},
+        {
+            f"cost_at_{last}_vs_{first}_open": min(costs[last]) / min(costs[first]),
+            "two_partitions_vs_one": statistics.median(sums),
+        },
         (
             "us_per_event: decoding, folding, effects, encoding of commands, results and checkpoints. Target: at most 12 us, and "
-            f"flat. bytes_per_idle_workflow: the checkpoint of {FINISHED_STEPS} finished steps without outputs. Target: 2,048.",
+            f"flat. bytes_per_idle_workflow: the checkpoint of {FINISHED_STEPS} finished steps without outputs. Target: 2,048. "
+            "two_partitions_vs_one: events per second of two processes, a partition each, on a core each, over those of one. "
+            "Without a broker: what is left of it where broker and agents have cores of their own.",
         ),
     )
 
@@ -121,9 +149,41 @@ def resident_bytes(checkpoint: bytes, count: int) -> float:
     return found
 
 
-def _opened(count: int, idle: bytes) -> _World:
+def side_by_side(log: Sequence[_Message]) -> float:
+    """Events per second of two processes over those of one, pinned to a core each. NaN where there is but one."""
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        return float("nan")
+    context = multiprocessing.get_context("fork")
+    one = _together(context, log, cores[:1])
+    return _together(context, log, cores) / one
+
+
+def _together(context: ForkContext, log: Sequence[_Message], cores: Sequence[int]) -> float:
+    """Events per second of all."""
+    barrier = context.Barrier(len(cores) + 1)
+    children = [context.Process(target=_fold_on, args=(core, log, barrier)) for core in cores]
+    for child in children:
+        child.start()
+    barrier.wait(CHILD_SECONDS_MAX)
+    began = time.perf_counter()
+    for child in children:
+        child.join(CHILD_SECONDS_MAX)
+        if child.exitcode != 0:
+            raise BenchError(f"a process that folds ended with {child.exitcode}")
+    return len(cores) * len(log) / (time.perf_counter() - began)
+
+
+def _fold_on(core: int, log: Sequence[_Message], barrier: Barrier) -> None:
+    os.sched_setaffinity(0, {core})
+    world = World()
+    barrier.wait(CHILD_SECONDS_MAX)
+    _measure(world, log)
+
+
+def _opened(count: int, idle: bytes) -> World:
     """As a take-over loads them: with their deadlines and their part of the digest, which weigh, too."""
-    world = _World()
+    world = World()
     due = [("sagalog_due", b"%d" % (START_MS + DAY_MS))]
     for number in range(count):
         # A copy each, as they come from the broker.
@@ -132,7 +192,7 @@ def _opened(count: int, idle: bytes) -> _World:
     return world
 
 
-def _measure(world: _World, log: Sequence[_Message]) -> float:
+def _measure(world: World, log: Sequence[_Message]) -> float:
     """Microseconds of processor time per event."""
     machine, sent = world.machine, world.sent
     began = time.process_time()
@@ -148,13 +208,12 @@ def _measure(world: _World, log: Sequence[_Message]) -> float:
 
 def _log(workflows: int, payload_bytes: int) -> list[_Message]:
     """The log of so many sagas, run once to learn which commands there are to answer."""
-    world = _World()
+    world = World()
     definition, payload = system.definition(), system.payload(payload_bytes)
     log: list[_Message] = []
 
     def append(event: Event, key: str, ce_id: str) -> None:
-        headers = [("ce_type", TYPE_OF[type(event)].encode()), ("ce_id", ce_id.encode())]
-        log.append(_Message(len(log), START_MS + len(log), key.encode(), encode_event(event), headers))
+        log.append(message(len(log), key, event, ce_id))
 
     def turn(folded: int) -> Iterator[Command]:
         world.sent.clear()
@@ -163,7 +222,7 @@ def _log(workflows: int, payload_bytes: int) -> list[_Message]:
             if topic.startswith("bench.commands."):
                 yield parse_command(record.value)
 
-    append(Owned(1, _MEMBER), "@owner", "owner")
+    log.append(world.claim())
     append(DefinitionRegistered(definition.model_dump(mode="json")), "@definition", "definition")
     started = folded = 0
     waiting = list(turn(folded))

@@ -39,7 +39,13 @@ from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.specs import Topics, all_specs
 
 FLOOR: Final = "floor"
-ENGINE: Final = "engine"
+ROLES: Final = {
+    FLOOR: ("floor-engine", "floor-agent"),
+    "raw": ("engine", "agent-raw"),
+    "host": ("engine", "agent-host"),
+    "projected": ("engine", "agent-host", "projector"),
+}
+"""The processes of a run. The first is in the engine's place, the second in the agent's."""
 Progress = Callable[[str], None]
 
 
@@ -70,26 +76,38 @@ async def floor(
 
 
 async def engine(
-    bootstrap: str, settings: PipelineSettings, environment: Mapping[str, Any], logs: Path, progress: Progress
+    bootstrap: str,
+    postgres: str | None,
+    settings: PipelineSettings,
+    environment: Mapping[str, Any],
+    logs: Path,
+    progress: Progress,
 ) -> Report:
-    """Floor and engine, run in turn; the ratios are those of the pairs."""
-    settings = await _warmed_up(ENGINE, bootstrap, settings, logs, progress)
-    floors, engines = [], []
+    """Floor and engine, run in turn, the engine once with each of the agents asked for; the ratios are those of a turn."""
+    settings = await _warmed_up(settings.agents[0], bootstrap, settings, logs, progress, postgres)
+    floors: list[Run] = []
+    engines: dict[str, list[Run]] = {agent: [] for agent in settings.agents}
     for number in range(settings.runs):
         floors.append(await _run(FLOOR, f"floor-{number}", bootstrap, settings, logs))
         progress(f"floor  {number + 1}/{settings.runs}: {_line(floors[-1])}")
-        engines.append(await _run(ENGINE, f"engine-{number}", bootstrap, settings, logs))
-        progress(f"engine {number + 1}/{settings.runs}: {_line(engines[-1])}")
-    pairs = list(zip(floors, engines, strict=True))
+        for agent, runs in engines.items():
+            runs.append(await _run(agent, f"engine-{agent}-{number}", bootstrap, settings, logs, postgres))
+            progress(f"engine {number + 1}/{settings.runs}, {agent}: {_line(runs[-1])}")
+    figures, ratios = _figures(FLOOR, floors), {}
+    for agent, runs in engines.items():
+        suffix = "" if agent == "host" else f"_{agent}"
+        figures |= _figures(f"engine{suffix}", runs)
+        pairs = list(zip(floors, runs, strict=True))
+        ratios[f"throughput_vs_floor{suffix}"] = statistics.median(
+            e.steps_per_second / f.steps_per_second for f, e in pairs
+        )
+        ratios[f"p50_vs_floor{suffix}"] = statistics.median(e.p50_ms / f.p50_ms for f, e in pairs)
     return Report(
         "engine",
-        {**environment, **_settings(settings), "agent": settings.agent},
+        {**environment, **_settings(settings), "agents": ", ".join(settings.agents)},
         settings.runs,
-        {**_figures(FLOOR, floors), **_figures(ENGINE, engines)},
-        {
-            "throughput_vs_floor": statistics.median(e.steps_per_second / f.steps_per_second for f, e in pairs),
-            "p50_vs_floor": statistics.median(e.p50_ms / f.p50_ms for f, e in pairs),
-        },
+        figures,
+        ratios,
         NOTES,
     )
 
@@ -127,17 +145,25 @@ def _line(run: Run) -> str:
 
 
 async def _warmed_up(
-    kind: str, bootstrap: str, settings: PipelineSettings, logs: Path, progress: Progress
+    kind: str,
+    bootstrap: str,
+    settings: PipelineSettings,
+    logs: Path,
+    progress: Progress,
+    postgres: str | None = None,
 ) -> PipelineSettings:
     """A run that does not count: a fresh broker is slow until its code is compiled. Sets the rate for the latencies."""
     short = replace(settings, seconds=WARM_BROKER_SECONDS, latency_steps_per_second=LATENCY_RATE_MIN)
-    found = (await _run(kind, "warm-up", bootstrap, short, logs)).steps_per_second
+    found = (await _run(kind, "warm-up", bootstrap, short, logs, postgres)).steps_per_second
     rate = settings.latency_steps_per_second or max(LATENCY_RATE_MIN, round(found * LATENCY_SHARE))
     progress(f"the broker is warm; latency will be measured at {rate:,} steps/s")
     return replace(settings, latency_steps_per_second=rate)
 
 
-async def _run(kind: str, prefix: str, bootstrap: str, settings: PipelineSettings, logs: Path) -> Run:
+async def _run(
+    kind: str, prefix: str, bootstrap: str, settings: PipelineSettings, logs: Path, postgres: str | None = None
+) -> Run:
+    """Of the floor, or of the engine with that agent."""
     topics = Topics(f"bench-{prefix}")
     log = KafkaLog(bootstrap)
     names = [topics.name(spec) for spec in all_specs([AGENT])]
@@ -149,12 +175,13 @@ async def _run(kind: str, prefix: str, bootstrap: str, settings: PipelineSetting
             "prefix": topics.prefix,
             "partitions": settings.partitions,
             "payload_bytes": settings.payload_bytes,
+            "postgres": postgres,
         }
-        roles = ("floor-engine", "floor-agent") if kind == FLOOR else ("engine", f"agent-{settings.agent}")
         async with AsyncExitStack() as stack:
-            in_engine, in_agent = [await stack.enter_async_context(running(role, arguments, logs)) for role in roles]
-            await in_engine.ready()
-            await in_agent.ready()
+            children = [await stack.enter_async_context(running(role, arguments, logs)) for role in ROLES[kind]]
+            for child in children:
+                await child.ready()
+            in_engine, in_agent = children[:2]
             load = await stack.enter_async_context(Load(bootstrap, topics, settings.partitions, value, ce_type))
 
             await load.keep(settings.in_flight, settings.warm_up_seconds)
@@ -171,7 +198,7 @@ async def _run(kind: str, prefix: str, bootstrap: str, settings: PipelineSetting
             await load.pace(per_second, LATENCY_SECONDS)
             latency = await in_agent.ask("latency-end")
             ended = await load.drain()
-            if kind == ENGINE:
+            if kind != FLOOR:
                 check_results(await load.last_results())
         steps = after.steps - before.steps
         if not steps or not latency["count"]:

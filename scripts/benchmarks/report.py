@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import targets
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -40,13 +42,16 @@ class Report:
     notes: Sequence[str] = ()
 
     def document(self) -> dict[str, Any]:
-        return {
+        figures = {name: figure.summary() for name, figure in self.figures.items()}
+        ratios = {name: _rounded(ratio) for name, ratio in self.ratios.items()}
+        document = {
             "bench": self.bench,
             "environment": dict(self.environment),
             "runs": self.runs,
-            "figures": {name: figure.summary() for name, figure in self.figures.items()},
-            "ratios": {name: _rounded(ratio) for name, ratio in self.ratios.items()},
+            "figures": figures,
+            "ratios": ratios,
         }
+        return document | {"targets": targets.rows(measured_in(document))}
 
     def print_json(self) -> None:
         print(json.dumps(self.document(), indent=2), flush=True)
@@ -63,9 +68,16 @@ class Report:
         console.print(table)
         for name, ratio in self.ratios.items():
             console.print(f"{name} = {ratio:.3f}")
+        targets.print_tables(self.document()["targets"], console)
         console.print(", ".join(f"{name} {value}" for name, value in self.environment.items()), style="dim")
         for note in self.notes:
             console.print(note, style="dim")
+
+
+def measured_in(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """All that targets are about in a report's document, by name. A ratio is the median of those of pairs, and that alone."""
+    ratios = {name: dict.fromkeys(("min", "median", "max"), ratio) for name, ratio in document["ratios"].items()}
+    return {**document["figures"], **ratios}
 
 
 def merged(bench: str, reports: Sequence[Report]) -> Report:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+VARIANTS: Final = ("raw", "host", "projected")
+"""Beside the engine: a bare agent loop; the typed host; the host, a projector and PostgreSQL."""
 STEPS: Final = 4
 """Steps of a workflow, one after the other."""
 AGENT: Final = "worker"
@@ -28,6 +30,16 @@ RESULTS_CHECKED: Final = 50
 """Results read after a run, per partition: a fast engine that fails its workflows is no fast engine."""
 
 
+INSTALL_SECONDS_MAX: Final = 300.0
+BUILD_SECONDS_MAX: Final = 1_800.0
+"""Of a Go program, from source, on two busy cores."""
+REASON_CHARS_MAX: Final = 300
+
+
+class Unavailable(Exception):
+    """What a bench needs and does not bring cannot be had or run on this machine; the message says why, in words for the report."""
+
+
 class BenchError(Exception):
     """A bench could not be run to its end; the message says why."""
 
@@ -44,7 +56,8 @@ class PipelineSettings:
     payload_bytes: int = 500
     latency_steps_per_second: int | None = None
     """None: LATENCY_SHARE of what the slower of the two did while the broker was warmed up."""
-    agent: str = "host"
+    agents: tuple[str, ...] = ("host",)
+    """Of VARIANTS: what is beside the engine, each in its turn."""
 
 
 @dataclass(frozen=True, slots=True)

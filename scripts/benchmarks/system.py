@@ -15,6 +15,8 @@ from sagalog.agents.agent import agent
 from sagalog.agents.context import Context
 from sagalog.agents.host import AgentHost
 from sagalog.engine.client import Client
+from sagalog.engine.projection.postgres import PostgresSql
+from sagalog.engine.projection.projector import Projector
 from sagalog.engine.runtime.engine import Engine
 from sagalog.engine.runtime.processor import Phase, Processor
 from sagalog.infra.clock import SystemClock, SystemRng
@@ -192,6 +194,27 @@ async def host_agent(
         ready.cancel()
         await asyncio.gather(ready, return_exceptions=True)
         await log.close()
+
+
+async def projector(arguments: dict[str, Any], stop: asyncio.Event, latency: Latency, say: Callable[..., None]) -> None:
+    """The projector as it is deployed."""
+    log = KafkaLog(arguments["bootstrap"])
+    topics = Topics(arguments["prefix"])
+    sql = PostgresSql(arguments["postgres"], prefix=topics.prefix)
+    found = Projector(log, sql, topics, clock=SystemClock(), rng=SystemRng())
+    ready = asyncio.create_task(_say_projecting(found, say))
+    try:
+        await found.run(stop)
+    finally:
+        ready.cancel()
+        await asyncio.gather(ready, return_exceptions=True)
+        await log.close()
+
+
+async def _say_projecting(found: Projector, say: Callable[..., None]) -> None:
+    while found.unready() is not None:  # noqa: ASYNC110 - it tells nobody
+        await asyncio.sleep(PHASE_SECONDS)
+    say("ready")
 
 
 async def _say_ready(host: AgentHost, say: Callable[..., None]) -> None:

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from benchmarks.peers import install
+from benchmarks import install
 from benchmarks.peers.bench import assembled, targets
-from benchmarks.peers.settings import PeersSettings, Unavailable
+from benchmarks.peers.settings import PeersSettings
 from benchmarks.peers.subjects import Run, at_share, spread
+from benchmarks.settings import Unavailable
 
 OURS = [Run(20_000, 10.0, 20.0), Run(30_000, 12.0, 30.0), Run(40_000, 14.0, 40.0)]
 DBOS = [Run(1_000, 40.0, 90.0), Run(1_000, 40.0, 90.0), Run(1_000, 40.0, 90.0)]

@@ -18,22 +18,13 @@ import psycopg
 from rich.markup import escape
 
 from benchmarks.children import last_words
+from benchmarks.install import Progress
 from benchmarks.peers import dbos, faust, ours, restate, temporal
-from benchmarks.peers.install import Progress
 from benchmarks.peers.place import Place
-from benchmarks.peers.settings import (
-    OURS,
-    P50_SHARE_MAX,
-    PEERS,
-    REASON_CHARS_MAX,
-    RUN_SECONDS_MAX,
-    TIMES_FASTER_MIN,
-    PeersSettings,
-    Unavailable,
-)
+from benchmarks.peers.settings import OURS, P50_SHARE_MAX, PEERS, RUN_SECONDS_MAX, TIMES_FASTER_MIN, PeersSettings
 from benchmarks.peers.subjects import Run, Subject, measure
 from benchmarks.report import Figure, Report
-from benchmarks.settings import STEPS, BenchError
+from benchmarks.settings import REASON_CHARS_MAX, STEPS, BenchError, Unavailable
 from sagalog.infra.embedded.stack import EmbeddedStack
 from sagalog.schemas.errors import SagalogError
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from benchmarks.peers.install import Progress, python_packages
+from benchmarks.install import Progress, python_packages
 from benchmarks.peers.place import Place
 from benchmarks.peers.subjects import Driven, Subject
 

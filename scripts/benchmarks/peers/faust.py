@@ -13,8 +13,8 @@ import orjson
 from aiokafka import TopicPartition
 
 from benchmarks import system
+from benchmarks.install import Progress
 from benchmarks.load import Load
-from benchmarks.peers.install import Progress
 from benchmarks.peers.place import Place
 from benchmarks.peers.subjects import OnKafka, Subject
 from benchmarks.settings import STEPS

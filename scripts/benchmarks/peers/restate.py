@@ -16,10 +16,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.install import Progress, npm_package, npm_platform, python_packages
+from benchmarks.install import Progress, npm_package, npm_platform, python_packages
 from benchmarks.peers.place import Place
-from benchmarks.peers.settings import SERVER_READY_MS_MAX, SETUP_SECONDS_MAX, Unavailable
+from benchmarks.peers.settings import SERVER_READY_MS_MAX, SETUP_SECONDS_MAX
 from benchmarks.peers.subjects import Driven, Subject
+from benchmarks.settings import Unavailable
 from sagalog.infra.embedded import ports
 from sagalog.infra.embedded.process import ServerProcess, ServerSpec
 from sagalog.infra.embedded.site import Site

@@ -14,19 +14,11 @@ P50_SHARE_MAX: Final = 0.5
 """The target: our median latency of a workflow, as a share of the best peer's."""
 
 PACE_WARM_UP_SECONDS: Final = 2.0
-INSTALL_SECONDS_MAX: Final = 300.0
-BUILD_SECONDS_MAX: Final = 1_800.0
-"""Of a Go program, from source, on two busy cores."""
 SERVER_READY_MS_MAX: Final = 60_000
 SETUP_SECONDS_MAX: Final = 120.0
 """Of a database's schema, or of a deployment's registration."""
 RUN_SECONDS_MAX: Final = 400.0
 """Of one run of one system, start and end included."""
-REASON_CHARS_MAX: Final = 300
-
-
-class Unavailable(Exception):
-    """A peer cannot be had or run on this machine; the message says why, in words for the report."""
 
 
 @dataclass(frozen=True, slots=True)

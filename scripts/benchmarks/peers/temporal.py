@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.peers.install import Progress, go_programs, python_packages, run
+from benchmarks.install import Progress, go_programs, python_packages, run
 from benchmarks.peers.place import Place
 from benchmarks.peers.settings import SERVER_READY_MS_MAX, SETUP_SECONDS_MAX
 from benchmarks.peers.subjects import Driven, Subject, spread

@@ -1,4 +1,5 @@
-"""A peer's packages, outside of the repository: in the user's cache, each peer in a folder of its own, at pinned versions.
+"""Packages of peers, and of the plots, outside of the repository: in the user's cache, each in a folder of its own,
+at pinned versions.
 
 They are no dependencies of this project and never touch its environment. A folder that was made whole is used again.
 """
@@ -19,7 +20,7 @@ from typing import Final
 
 import platformdirs
 
-from benchmarks.peers.settings import BUILD_SECONDS_MAX, INSTALL_SECONDS_MAX, REASON_CHARS_MAX, Unavailable
+from benchmarks.settings import BUILD_SECONDS_MAX, INSTALL_SECONDS_MAX, REASON_CHARS_MAX, Unavailable
 
 REQUIREMENTS: Final = Path(__file__).with_name("requirements")
 COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
@@ -31,7 +32,7 @@ Progress = Callable[[str], None]
 
 
 def home(name: str) -> Path:
-    """Where a peer's packages lie."""
+    """Where the packages lie."""
     return Path(platformdirs.user_cache_path("sagalog")) / "peers" / name
 
 
