@@ -52,7 +52,7 @@ from sagalog.schemas.events import (
 from sagalog.schemas.ids import FIRST_RUN, Direction, idempotency_key, of_run, split_item, start_id
 from sagalog.schemas.ids import command_id as command_id_of
 from sagalog.schemas.limits import REWINDS_MAX
-from sagalog.schemas.records import MARKER_KEY, TYPE_OUTCOME, TYPE_START_ANSWERED
+from sagalog.schemas.records import MARKER_KEY, OWNER_KEY, TYPE_OUTCOME, TYPE_START_ANSWERED
 from sagalog.topics.log import Message, TopicPartition, header
 from sagalog.topics.specs import Topics
 
@@ -558,17 +558,12 @@ def owners_keep_to_their_reign(evidence: Evidence) -> list[str]:
 
 def _claims_made_twice(evidence: Evidence) -> list[str]:
     """Whoever made the second would take the first for its own, and own what lies between the two."""
-    problems = []
-    for topic in (evidence.topics.events, evidence.topics.outcomes):
-        made = Counter(
-            (message.partition, header(message.headers, "ce_id"))
-            for message in evidence.each(topic)
-            if header(message.headers, "ce_type") == _OWNED and not _is_garbage(message)
-        )
-        problems += [
-            f"{topic}/{at}: claim {ce_id} is there {count} times" for (at, ce_id), count in made.items() if count > 1
-        ]
-    return problems
+    made = Counter(
+        f"{sent.topic}/{sent.partition}: {sent.ce_id}"
+        for sent in evidence.sent
+        if sent.ce_id.startswith(f"{OWNER_KEY}/")
+    )
+    return [f"{claim} was made {count} times" for claim, count in made.items() if count > 1]
 
 
 def _late_events(evidence: Evidence, partition: int, refold: Refold) -> list[str]:

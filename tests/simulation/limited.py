@@ -3,6 +3,7 @@
 Rules:
 - The draw has a random stream of its own: without limits a seed means what it meant before.
 - Counted is by the log: a command is under way from when an engine first sent it until the event that ended its attempt.
+- Of definitions that share a limit and name different numbers, the largest holds.
 - Who takes over without a word of the owner before cannot know what that one let out since its last snapshot. Those commands are
   left out of the count: that is the bound that the docs name.
 """
@@ -114,7 +115,9 @@ def limits_hold(evidence: Evidence) -> list[str]:
                 continue
             to_ms = events[answered_at] if answered_at is not None else 1 << 60
             for one in found:
-                limits[one.kind, one.bucket] = one.limit
+                before = limits.get((one.kind, one.bucket))
+                if before is None or (before.concurrency or 0) < (one.limit.concurrency or 0):
+                    limits[one.kind, one.bucket] = one.limit
                 ways.setdefault((one.kind, one.bucket), []).append(_Way(command_id, first_ms[command_id][0], to_ms))
     problems = []
     for (kind, bucket), found_ways in sorted(ways.items()):
