@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Final
 
 from .harness import Outcome, run, run_plan
+from .patch import Patch
 from .plan import Plan, plan_of
 from .planted_projection import BUGS
 from .postgres import served
@@ -25,6 +26,8 @@ TRACE_LINES: Final = 40
 LINE_CHARS: Final = 240
 PROJECTED: Final[dict[str, bool | None]] = {"some": None, "all": True, "none": False}
 INTERRUPT: Final = frozenset({signal.SIGINT})
+BROKEN: Final = "harness"
+"""In a checker's place: the run raised."""
 AHEAD_PER_JOB: Final = 3
 RUNS_PER_WORKER: Final = 200
 """A worker is replaced after so many runs: what a run leaves behind cannot gather for hours."""
@@ -90,6 +93,9 @@ def planted(arguments: Namespace) -> int:
     if unknown:
         print(f"unknown: {', '.join(unknown)}; the bugs are {', '.join(BUGS)}")
         return 2
+    for name in names:
+        with Patch() as patch:
+            BUGS[name].plant(patch)  # one that no longer can be would break every run, and look like found
     needed: dict[str, int] = {}
     with served(), _pool(arguments.jobs) as pool:
         for name in names:
@@ -114,8 +120,11 @@ def _find(pool: Any, name: str, seeds: int, jobs: int, projected: bool | None) -
     work = partial(_run, plant=name, as_is=False, projected=projected)
     without = {"plant": None, "as_is": False, "projected": projected}
     for outcome in _each(pool, work, _seeds(1, seeds, None), jobs):
-        # A seed that fails without the bug, too, has found something else.
-        if outcome.failed and not pool.apply(_run, (outcome.seed,), without).failed:
+        # A seed that fails without the bug, too, has found something else. And of a run that broke no checker has seen anything.
+        if (
+            any(checker != BROKEN for checker, _ in outcome.problems)
+            and not pool.apply(_run, (outcome.seed,), without).failed
+        ):
             return outcome
     return None
 
@@ -158,7 +167,7 @@ def _run(seed: int, *, plant: str | None, as_is: bool, projected: bool | None) -
     try:
         outcome = run(seed, plant=plant, as_is=as_is, projected=projected)
     except Exception:  # noqa: BLE001 - a run that breaks is a run that failed, and the next ones go on
-        outcome = Outcome(seed, [("harness", traceback.format_exc())], 0, Counter(), 0, 0.0, 0.0, "")
+        outcome = Outcome(seed, [(BROKEN, traceback.format_exc())], 0, Counter(), 0, 0.0, 0.0, "")
     if not outcome.failed:
         outcome.trace = []
     return outcome

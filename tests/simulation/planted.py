@@ -198,7 +198,7 @@ def parked_commands_dropped(patch: Patch) -> None:
 @bug
 def withheld_not_held_again(patch: Patch) -> None:
     """A take-over does not read what the owner before had withheld."""
-    patch.set(WorkflowMachine, "_hold_again", lambda self, workflow_id: None)
+    patch.set(WorkflowMachine, "_held_before", lambda self, workflow_id: [])
 
 
 @bug
