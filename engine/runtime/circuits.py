@@ -168,18 +168,15 @@ class CircuitMachine:
         return cut.finish()  # there are few
 
     def _checkpoint(self, key: str) -> Out:
-        if key.startswith(LEASE_KEY):
-            return self._lease(key)
-        circuit = self._fold.circuits[key]
-        raw = encode(dump_circuit(circuit))
-        self._digest.put(key, raw)
-        return Out(key.encode(), raw, outputs.headers(records.TYPE_CIRCUIT, f"{key}@{circuit.at_offset}"))
-
-    def _lease(self, key: str) -> Out:
+        if not key.startswith(LEASE_KEY):
+            circuit = self._fold.circuits[key]
+            return self._written(key, records.TYPE_CIRCUIT, encode(dump_circuit(circuit)), circuit.at_offset)
         lease = self._fold.leases.by_key.get(key)
-        if lease is None:
-            self._digest.drop(key)
-            return Out(key.encode(), None, outputs.headers(records.TYPE_LEASE, f"{key}@{self._fold.offset}"))
-        raw = encode(dump_lease(lease))
+        if lease is not None:
+            return self._written(key, records.TYPE_LEASE, encode(dump_lease(lease)), lease.at_offset)
+        self._digest.drop(key)
+        return Out(key.encode(), None, outputs.headers(records.TYPE_LEASE, f"{key}@{self._fold.offset}"))
+
+    def _written(self, key: str, ce_type: str, raw: bytes, at_offset: int) -> Out:
         self._digest.put(key, raw)
-        return Out(key.encode(), raw, outputs.headers(records.TYPE_LEASE, f"{key}@{lease.at_offset}"))
+        return Out(key.encode(), raw, outputs.headers(ce_type, f"{key}@{at_offset}"))

@@ -171,7 +171,8 @@ class Gate:
         if command_id in self._out:
             return True  # it is sent again, and has its place
         command = effect.command
-        if claims is NO_CLAIMS and command.service is None and self._has_place(command.agent):
+        free = command.service is None and not claims.places and not claims.tokens
+        if free and self._has_place(command.agent):
             self._go_out(command_id, command.workflow_id, command.agent, claims)  # as most do
             return True
         self._number += 1

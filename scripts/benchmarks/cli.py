@@ -132,7 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.name in ("tables", "plots"):
             return _kept(options)
-        reports = [_kept_if_asked(options, report) for report in _measured(options)]
+        reports = []
+        for report in _measured(options):
+            reports.append(report)
+            if options.save is not None:
+                _keep(report, options.save)
     except (BenchError, SagalogError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -179,11 +183,9 @@ def _measure(options: argparse.Namespace) -> Report:
         return runner.run(_run(options, stack, logs, environment.describe(stack), progress))
 
 
-def _kept_if_asked(options: argparse.Namespace, report: Report) -> Report:
-    if options.save is not None:
-        options.save.mkdir(parents=True, exist_ok=True)
-        (options.save / f"{report.bench}.json").write_text(json.dumps(report.document(), indent=2) + "\n")
-    return report
+def _keep(report: Report, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{report.bench}.json").write_text(json.dumps(report.document(), indent=2) + "\n")
 
 
 def _kept(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from benchmarks import targets
 from benchmarks.install import Progress, python_packages, run
+from benchmarks.peers.settings import OURS, PEERS
 from benchmarks.report import measured_in
 from benchmarks.settings import BenchError, Unavailable
 
@@ -20,7 +21,6 @@ ENGINES: Final = {
     "engine_steps_per_second": "engine, typed host",
     "engine_projected_steps_per_second": "engine, host, projector",
 }
-PEERS: Final = ("sagalog", "faust", "dbos", "restate", "temporal")
 
 
 def draw(directory: Path, kept: Mapping[str, Mapping[str, Any]], progress: Progress) -> list[Path]:
@@ -41,33 +41,22 @@ def draw(directory: Path, kept: Mapping[str, Mapping[str, Any]], progress: Progr
 
 
 def _plots(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What is drawn, by the file's name: bars of (label, min, median, max), and whether a bar is as long as its logarithm."""
+    """What is drawn, by the file's name: bars of (label, min, median, max), and where a line is that they are compared with."""
+    steps, latencies = (
+        {f"{name}{figure}": name for name in (OURS, *PEERS)} for figure in ("_steps_per_second", "_workflow_p50")
+    )
     return {
-        "targets.svg": {
-            "title": "Reached over wanted: right of the line is better than wanted",
-            "unit": "times",
-            "line": 1.0,
-            "bars": over_targets(found),
-        },
-        "throughput.svg": {
-            "title": "Steps per second at saturation",
-            "unit": "steps/s",
-            "line": None,
-            "bars": _bars(found, ENGINES),
-        },
-        "peers.svg": {
-            "title": "Steps per second, 200 workflows in flight",
-            "unit": "steps/s",
-            "line": None,
-            "bars": _bars(found, {f"{peer}_steps_per_second": peer for peer in PEERS}),
-        },
-        "latency.svg": {
-            "title": "Median latency of a workflow of four steps, at a low load",
-            "unit": "ms",
-            "line": None,
-            "bars": _bars(found, {f"{peer}_workflow_p50": peer for peer in PEERS}),
-        },
+        "targets.svg": _plot(
+            "Reached over wanted: right of the line is better than wanted", "times", over_targets(found), line=1.0
+        ),
+        "throughput.svg": _plot("Steps per second at saturation", "steps/s", _bars(found, ENGINES)),
+        "peers.svg": _plot("Steps per second beside other engines", "steps/s", _bars(found, steps)),
+        "latency.svg": _plot("Median latency of a workflow, at a low load", "ms", _bars(found, latencies)),
     }
+
+
+def _plot(title: str, unit: str, bars: list[list[Any]], line: float | None = None) -> dict[str, Any]:
+    return {"title": title, "unit": unit, "bars": bars, "line": line}
 
 
 def _bars(found: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> list[list[Any]]:

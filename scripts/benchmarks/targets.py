@@ -12,6 +12,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.peers.settings import P50_SHARE_MAX, TIMES_FASTER_MIN
+
 SPEED: Final = "speed"
 NEVER_DOWN: Final = "never down"
 
@@ -62,8 +64,8 @@ TARGETS: Final[Mapping[str, Target]] = {
         name: target
         for peer, of in (("dbos", "DBOS"), ("restate", "Restate"), ("temporal", "Temporal"))
         for name, target in (
-            (f"throughput_vs_{peer}", _speed(f"steps per second over {of}'s", least=20)),
-            (f"p50_vs_{peer}", _speed(f"median latency of a workflow over {of}'s", most=0.5)),
+            (f"throughput_vs_{peer}", _speed(f"steps per second over {of}'s", least=TIMES_FASTER_MIN)),
+            (f"p50_vs_{peer}", _speed(f"median latency of a workflow over {of}'s", most=P50_SHARE_MAX)),
         )
     },
     "takeover_ms": _never_down("take-over by a standby, from the group's word to live, ms", 100),

@@ -76,7 +76,7 @@ async def timers(
         },
         settings.runs,
         {name: Figure(FIGURES[name], values) for name, values in figures.items()},
-        notes=("late: from when a timer is due to its event's timestamp (p99 at most 50 ms wanted).",),
+        notes=("late: from when a timer is due to its event's timestamp.",),
     )
 
 
