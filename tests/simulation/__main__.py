@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 if os.environ.get("PYTHONHASHSEED") != "0":
@@ -23,6 +24,7 @@ if os.environ.get("PYTHONHASHSEED") != "0":
 def main() -> int:
     from . import commands
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it
     parser = argparse.ArgumentParser(prog="scripts/test", description="Deterministic simulation.")
     tasks = parser.add_subparsers(dest="task", required=True)
     simulate = tasks.add_parser("simulate", help="run many seeds")

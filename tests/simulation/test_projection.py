@@ -195,8 +195,11 @@ def test_a_planted_bug_of_the_projector_is_found() -> None:
     pytest.fail(f"only {checkers} complained")
 
 
-def test_an_interrupted_run_leaves_no_server_behind() -> None:
-    command = [sys.executable, "-m", "tests.simulation", "simulate", "--seeds", "100000", "--jobs", "1"]
+@pytest.mark.parametrize(
+    "started", [(), ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")], ids=["", "as a background job"]
+)
+def test_an_interrupted_run_leaves_no_server_behind(started: tuple[str, ...]) -> None:
+    command = [*started, sys.executable, "-m", "tests.simulation", "simulate", "--seeds", "100000", "--jobs", "1"]
     running = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
