@@ -274,14 +274,15 @@ class WorkflowMachine:
         """What the owner before had withheld of a workflow, with what it said of each."""
         found: list[tuple[Dispatch, dict[str, Any]]] = []
         withheld = decode_object(self._fold.cold[workflow_id]).get("withheld", [])
-        state = self._fold.get(workflow_id)
-        assert state is not None
-        plan = self._fold.plan_of(state)
-        assert plan is not None
+        now = self._fold.get(workflow_id)
+        assert now is not None
+        current = self._fold.plan_of(now)
+        assert current is not None
         for entry in withheld:
+            state, plan = now, current
             made_under = self._fold.plans.get(entry.get("definition", ""))
-            if made_under is not None:
-                state, plan = as_it_was(state, plan, made_under), made_under
+            if made_under is not None:  # the workflow has moved since
+                state, plan = as_it_was(now, current, made_under), made_under
             step = plan.find(state, entry["step"])
             assert step is not None
             make = _DISPATCH[Direction(entry["direction"])]

@@ -119,6 +119,18 @@ def started(world: World, saga: Definition) -> list[Record]:
     ]
 
 
+def handed_to_the_next(first: World, second: World) -> None:
+    """The checkpoints of the one are loaded by the other, which has still to claim the partition."""
+    cut = first.machine.cut()
+    assert cut is not None
+    for out in cut.finish().records:
+        second.machine.load(
+            Record(0, START_MS, out.key or b"", out.value or b"", out.headers, topic="t.checkpoints")  # type: ignore[arg-type]
+        )
+    assert second.machine.loaded(START_MS) is not None
+    second.offset = first.offset
+
+
 def test_whoever_reads_a_newer_claim_in_the_middle_of_a_batch_sends_what_stands_before_it_and_no_more() -> None:
     world = World()
     world.fold(world.record(Owned(1, "me"), "@owner"))
@@ -195,15 +207,7 @@ def test_a_command_that_was_parked_before_a_migration_goes_out_as_it_was_made_al
     first.fold(first.record(Owned(1, "me"), "@owner"), *started(first, old))
     first.fold(first.record(DefinitionRegistered(new.model_dump(mode="json")), "@definition/x"))
     first.fold(first.record(MigrationRequested(f"saga@{new.hash}", "ana", "why"), ce_id="move"))
-    cut = first.machine.cut()
-    assert cut is not None
-    cut.finish()
-    for out in cut.records:
-        second.machine.load(
-            Record(0, START_MS, out.key or b"", out.value or b"", out.headers, topic="t.checkpoints")  # type: ignore[arg-type]
-        )
-    assert second.machine.loaded(START_MS) is not None
-    second.offset = first.offset
+    handed_to_the_next(first, second)
     second.fold(second.record(Owned(2, "next"), "@owner"))
 
     sent = []
@@ -215,6 +219,29 @@ def test_a_command_that_was_parked_before_a_migration_goes_out_as_it_was_made_al
     ((command,), _) = sent
     assert (command["definition"], command["input"], command["service"]) == (old.hash, {"by": "old"}, "bank")
     assert command["deadline_ms"] == START_MS + 9_000
+
+
+def test_of_two_parked_commands_only_the_one_from_before_a_migration_goes_out_as_it_was_made_then() -> None:
+    """By its id the older one is the first, so the second must not be taken for as old."""
+    free = Step(name="c", agent="free")
+    old = Definition(name="saga", steps=(Step(name="a", agent="worker", service="bank"), free))
+    late = Step(name="b", agent="worker", service="bank", needs=("c",))
+    new = old.model_copy(update={"steps": (late, *old.steps)})
+    first, second = World(), World("next")
+    for world in (first, second):
+        world.machine.circuit("bank", CircuitView(CircuitStatus.OPEN, START_MS))
+    first.fold(first.record(Owned(1, "me"), "@owner"))
+    ((_, asked),) = [found for found in first.fold(*started(first, old)) if found[0] == "t.commands.free"]
+    first.fold(first.record(DefinitionRegistered(new.model_dump(mode="json")), "@definition/x"))
+    first.fold(first.record(MigrationRequested(f"saga@{new.hash}", "ana", "why"), ce_id="move"))
+    first.fold(first.record(StepCompleted("c", 1, Direction.EXECUTE, asked["token"], None, "free", 1)))
+    handed_to_the_next(first, second)
+    second.fold(second.record(Owned(2, "next"), "@owner"))
+
+    for world in (first, second):
+        world.machine.circuit("bank", CircuitView(CircuitStatus.CLOSED, START_MS + 1))
+        sent = [document for topic, document in world.tick(1_000) if topic == "t.commands.worker"]
+        assert {command["step"]: command["definition"] for command in sent} == {"a": old.hash, "b": new.hash}
 
 
 def test_a_timer_that_came_too_early_is_set_again_by_how_much_it_was() -> None:
@@ -491,18 +518,6 @@ def limited(world: World, *workflow_ids: str) -> list[Record]:
 
 def commands(appended: list[tuple[str, Any]]) -> list[Any]:
     return [document for topic, document in appended if topic == "t.commands.worker"]
-
-
-def handed_to_the_next(first: World, second: World) -> None:
-    """The checkpoints of the one are loaded by the other, which claims the partition."""
-    cut = first.machine.cut()
-    assert cut is not None
-    for out in cut.finish().records:
-        second.machine.load(
-            Record(0, START_MS, out.key or b"", out.value or b"", out.headers, topic="t.checkpoints")  # type: ignore[arg-type]
-        )
-    assert second.machine.loaded(START_MS) is not None
-    second.offset = first.offset
 
 
 def test_what_the_owner_before_had_out_counts_for_its_limit_until_it_is_answered() -> None:
