@@ -61,6 +61,8 @@ REQUEST_BYTES_MAX: Final = 1_048_576
 FETCH_PARTITION_BYTES_MAX: Final = 4 * 1_048_576
 READER_WAIT_MS: Final = 20
 """How long a fetch of fixed partitions waits for records: after `assign` the broker answers the fetch before first."""
+RECORDS_PER_TURN: Final = 250
+"""Of a transaction, between two turns of the loop: below a millisecond of them."""
 CREATE_TIMEOUT_S: Final = 30.0
 CREATE_POLL_S: Final = 0.05
 TRANSACTION_TIMEOUT_MS: Final = 10_000
@@ -687,11 +689,13 @@ class _KafkaTransactionalProducer:
         group: str | None = None,
         offsets: Mapping[TopicPartition, int] | None = None,
     ) -> None:
+        for partition, records in writes.items():
+            for at in range(0, len(records), RECORDS_PER_TURN):
+                for record in records[at : at + RECORDS_PER_TURN]:
+                    check_size(partition.topic, record)
+                await asyncio.sleep(0)
         if not self._usable:
             raise ProducerBroken(f"an earlier transaction of {self._id} failed; make a new producer")
-        for partition, records in writes.items():
-            for record in records:
-                check_size(partition.topic, record)
         self._usable = False
         try:
             await self._producer.begin_transaction()
@@ -712,10 +716,13 @@ class _KafkaTransactionalProducer:
         self._usable = True
 
     async def _send_all(self, writes: Mapping[TopicPartition, Sequence[Out]]) -> None:
+        """A batch may be thousands of small records: others get their turn within it, too."""
         futures = []
         for partition, records in writes.items():
             batch = self._producer.create_batch()
-            for record in records:
+            for number, record in enumerate(records, 1):
+                if number % RECORDS_PER_TURN == 0:
+                    await asyncio.sleep(0)
                 if not _add(batch, record):
                     batch.close()
                     futures.append(
