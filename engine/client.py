@@ -60,7 +60,7 @@ from sagalog.topics.provision import provision_beside
 from sagalog.topics.specs import Topics, commands
 
 from . import originals
-from .backlog import START_LAG_RECORDS_MAX, Backlog
+from .backlog import START_LAG_RECORDS_MAX, START_WAIT_MS_MAX, Backlog
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,8 @@ class Client:
     """A connection to one sagalog (one prefix). Use it as an asynchronous context manager.
 
     `start_lag_records_max`: by how many records the engine may be behind on a partition before starts into it are refused; 0: they
-    never are.
+    never are. `start_wait_ms_max`: the same for how long a record waits for the engine, in milliseconds, told by how far it is
+    behind all the time and how fast it is; 0: not limited.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Client:
         source: str = "sagalog/client",
         clock: Clock | None = None,
         start_lag_records_max: int = START_LAG_RECORDS_MAX,
+        start_wait_ms_max: int = START_WAIT_MS_MAX,
     ) -> None:
         self._log = log
         self._topics = topics
@@ -136,9 +138,13 @@ class Client:
         self._definitions_reader: Consumer | None = None
         self._results: _Results | None = None
         self._start_lag_records_max = start_lag_records_max
+        self._start_wait_ms_max = start_wait_ms_max
         self._backlog: Backlog | None = None
         self._started: OrderedDict[str, str | None] = OrderedDict()
         """Workflows that this client has started; of a start that replaces, its id (hashed), by which its result is known."""
+        self._reading_definitions = asyncio.Lock()
+        self._opening_results = asyncio.Lock()
+        """Many calls may come before there is a reader; two would both follow, and only one be closed."""
 
     async def __aenter__(self) -> Self:
         partitions = await self._log.partitions(self._topics.events)
@@ -197,15 +203,19 @@ class Client:
 
     async def definitions(self) -> list[Definition]:
         """All registered definitions, in the order in which they were registered last."""
-        await self._read_definitions()
+        async with self._reading_definitions:
+            await self._read_definitions()
         return list(self._definitions.values())
 
     async def definition(self, name: str) -> Definition:
         """By name (the newest) or `name@hash`. Raises UnknownDefinition."""
         found = self._find(name)
         if found is None:
-            await self._read_definitions()
-            found = self._find(name)
+            async with self._reading_definitions:
+                found = self._find(name)  # another call may have read it meanwhile
+                if found is None:
+                    await self._read_definitions()
+                    found = self._find(name)
         if found is None:
             known = ", ".join(sorted(self._newest)) or "none"
             raise UnknownDefinition(
@@ -219,6 +229,7 @@ class Client:
         return found if found is not None and found.name == plain else None
 
     async def _read_definitions(self) -> None:
+        """Up to the end of the topic; one call at a time."""
         partition = TopicPartition(self._topics.definitions, 0)
         if self._definitions_reader is None:
             self._definitions_reader = await self._log.read({partition: None}, committed=True, client_id="definitions")
@@ -336,10 +347,17 @@ class Client:
 
     async def _admit(self, starts: Mapping[int, int]) -> None:
         """Raises Overloaded. By partition, how many are to be started."""
+        results = await self._watch_results()
         if self._backlog is None:
-            results = await self._watch_results()
             self._backlog = Backlog(
-                self._log, self._topics, self._partitions, results.ends, self._clock, self._start_lag_records_max
+                self._log,
+                self._topics,
+                self._partitions,
+                results.ends,
+                self._clock,
+                self._start_lag_records_max,
+                self._start_wait_ms_max,
+                lambda: results.applied,
             )
         await self._backlog.admit(starts)
 
@@ -413,7 +431,7 @@ class Client:
         Raises InvalidRecord, UnknownDefinition.
         """
         check_workflow_id(workflow_id)
-        await self._read_definitions()  # the newest may have come since this client looked last
+        await self.definitions()  # the newest may have come since this client looked last
         found = await self.definition(definition)
         sent = self._rng.hex(32)
         await self._append(workflow_id, MigrationRequested(f"{found.name}@{found.hash}", who, reason), sent)
@@ -620,8 +638,9 @@ class Client:
     # --- inside
 
     async def _watch_results(self) -> _Results:
-        if self._results is None:
-            self._results = await _Results.open(self._log, self._topics, self._partitions)
+        async with self._opening_results:
+            if self._results is None:
+                self._results = await _Results.open(self._log, self._topics, self._partitions)
         return self._results
 
     async def _append(self, workflow_id: str, event: Event, ce_id: str, traceparent: str | None = None) -> None:
@@ -704,6 +723,8 @@ class _Results:
         """Of runs whose start replaced, by the start's id (hashed)."""
         self._answers: OrderedDict[str, StartAnsweredRecord] = OrderedDict()
         """By the start's id (hashed)."""
+        self.applied: dict[int, int] = {}
+        """By partition of `events`, the offset after the last event that a result came of: so far the engine is at least."""
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         """By what is waited for: the id of a workflow, or of a start. Woken, a waiter looks for itself."""
         self._task = asyncio.create_task(self._follow())
@@ -783,6 +804,7 @@ class _Results:
             except InvalidRecord as error:
                 logger.warning("%s/%d/%d: %s", message.topic, message.partition, message.offset, error)
                 continue
+            self._note_applied(message.partition, record.get("at_offset"))
             workflow_id = message.key.decode(errors="replace")
             found = self._found[workflow_id] = _newer(self._found.get(workflow_id), record)
             if len(self._found) > RESULTS_KEPT_MAX:
@@ -792,6 +814,11 @@ class _Results:
                 if len(self._by_start) > RESULTS_KEPT_MAX:
                     self._by_start.popitem(last=False)
             self._wake(workflow_id)
+
+    def _note_applied(self, partition: int, at_offset: Any) -> None:
+        """A result is in the partition of the number of its workflow's events."""
+        if type(at_offset) is int and at_offset >= self.applied.get(partition, 0):
+            self.applied[partition] = at_offset + 1
 
     def _take_answer(self, record: dict[str, Any]) -> None:
         start, workflow_id = record.get("start_id"), record.get("workflow_id")

@@ -108,6 +108,13 @@ class Settings(BaseSettings):
         description="Records by which the engine may be behind on a partition before a client refuses to start workflows in it; "
         "0: it never does",
     )
+    start_wait_ms_max: int = Field(
+        0,
+        ge=0,
+        le=3_600_000,
+        description="Milliseconds that a record may wait for the engine on a partition before a client refuses to start workflows "
+        "in it; 0: not limited",
+    )
     tenant_weights: str | None = Field(
         None,
         description="How many commands in a row a tenant's turn is worth where tenants wait for the same, as name=weight, "

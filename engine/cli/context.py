@@ -160,8 +160,15 @@ async def reached(ask: Callable[[], Awaitable[None]], wait_s: float, stop: async
 
 @contextlib.asynccontextmanager
 async def open_client(found: Settings) -> AsyncIterator[Client]:
-    limit = found.start_lag_records_max
-    async with open_log(found) as log, Client(log, topics_of(found), start_lag_records_max=limit) as client:
+    async with (
+        open_log(found) as log,
+        Client(
+            log,
+            topics_of(found),
+            start_lag_records_max=found.start_lag_records_max,
+            start_wait_ms_max=found.start_wait_ms_max,
+        ) as client,
+    ):
         yield client
 
 

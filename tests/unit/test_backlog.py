@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
 
-from sagalog.engine.backlog import RETRY_AFTER_MS, RETRY_AFTER_UNKNOWN_MS, Figures, Overloaded, retry_after_ms
+from sagalog.engine.backlog import (
+    RETRY_AFTER_MS,
+    RETRY_AFTER_UNKNOWN_MS,
+    WAIT_RECORDS_MIN,
+    Backlog,
+    Figures,
+    Overloaded,
+    records_in,
+    retry_after_ms,
+)
 from sagalog.engine.cli.workflows import patient
 from sagalog.engine.client import Client
 from sagalog.engine.testing import SagaTest
 from sagalog.schemas.definitions import Definition, Step
-from sagalog.topics.log import LogError
+from sagalog.topics.log import LogError, TopicPartition
+from sagalog.topics.specs import Topics
 
 ONE = Definition(name="one", steps=(Step(name="a", agent="worker"),))
 LIMIT = 10
@@ -180,6 +191,26 @@ def test_when_to_try_again_goes_by_how_fast_the_engine_is(applied: int | None, e
     assert retry_after_ms(now, before if applied is not None else None, 0, excess) == wait_ms
 
 
+def test_an_engine_that_had_nothing_to_do_is_not_slow() -> None:
+    idle = Figures(1_000, {0: 50}, {0: 50})
+
+    assert retry_after_ms(Figures(2_000, {0: 50}, {0: 150}), idle, 0, 100) == RETRY_AFTER_UNKNOWN_MS
+
+
+@pytest.mark.parametrize(
+    ("now", "wait_ms", "records"),
+    [
+        (Figures(3_000, {0: 4_050}, {}), 200, 400),
+        (Figures(3_000, {0: 60}, {}), 200, WAIT_RECORDS_MIN),
+        (Figures(3_000, {}, {}), 200, WAIT_RECORDS_MIN),
+        (Figures(1_000, {0: 4_050}, {}), 200, WAIT_RECORDS_MIN),
+    ],
+)
+def test_a_wait_is_as_many_records_as_the_engine_does_in_it(now: Figures, wait_ms: int, records: int) -> None:
+    assert records_in(wait_ms, now, Figures(1_000, {0: 50}, {}), 0) == records
+    assert records_in(wait_ms, now, None, 0) == WAIT_RECORDS_MIN
+
+
 def test_a_partition_that_no_engine_has_ever_worked_on_is_behind_by_all_it_has() -> None:
     assert (Figures(0, {}, {0: 7}).lag(0), Figures(0, {0: 9}, {0: 7}).lag(0), Figures(0, {}, {}).lag(3)) == (7, 0, 0)
 
@@ -198,3 +229,174 @@ async def test_a_command_is_patient_for_as_long_as_it_is_told(capsys: pytest.Cap
         await patient(third_time_lucky, 0.0)
     tries = 0
     assert await patient(third_time_lucky, 5.0) == "w1"
+
+
+WAIT_MS = 150
+
+
+class Engine:
+    """A log and an engine of one partition, as a backlog asks them; how much comes and is worked off is told by the test."""
+
+    def __init__(self) -> None:
+        self.monotonic = 0
+        self.end = self.applied = 0
+        self.asked = 0
+        self.seen: dict[int, int] = {}
+
+    def monotonic_ms(self) -> int:
+        return self.monotonic
+
+    async def committed(self, group: str, partitions: Any) -> dict[TopicPartition, tuple[int, str]]:
+        self.asked += 1
+        return dict.fromkeys(partitions, (self.applied, ""))
+
+    async def ends(self, partitions: Any) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, self.end)
+
+    def backlog(self, records: int = 0, wait_ms: int = WAIT_MS) -> Backlog:
+        found: Any = self
+        return Backlog(found, Topics("test"), 1, self.ends, found, records, wait_ms, lambda: self.seen)
+
+    async def go_on(self, backlog: Backlog, ms: int, *, arrive: int, work_off: int, starts: int = 0) -> int:
+        """In steps of 100 ms, so many records each, and so many attempts to start one; how many were let through."""
+        let_through = 0
+        for _ in range(ms // 100):
+            self.monotonic += 100
+            self.end += arrive
+            self.applied = min(self.end, self.applied + work_off)
+            for _ in range(max(1, starts)):
+                with contextlib.suppress(Overloaded):
+                    await backlog.admit({0: 1})
+                    self.end += 1
+                    let_through += 1
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        return let_through
+
+
+async def test_starts_are_refused_when_what_is_sent_would_wait_for_longer_than_allowed() -> None:
+    engine = Engine()
+    backlog = engine.backlog()
+    await engine.go_on(backlog, 3_000, arrive=300, work_off=301)  # 3,000 a second: 150 ms are 450 records
+    assert backlog.refused == 0
+
+    engine.end += 2_000
+    await engine.go_on(backlog, 1_000, arrive=300, work_off=300)
+    with pytest.raises(Overloaded) as refused:
+        await backlog.admit({0: 1})
+
+    assert 440 <= refused.value.limit_records <= 460
+    assert refused.value.lag_records > 1_900
+
+
+async def test_what_a_client_lets_through_between_two_answers_counts_at_once() -> None:
+    engine = Engine()
+    backlog = engine.backlog()
+    await engine.go_on(backlog, 3_000, arrive=300, work_off=301)
+
+    let_through = await engine.go_on(backlog, 100, arrive=300, work_off=301, starts=5_000)
+
+    assert 300 <= let_through <= 460
+
+
+async def test_a_slow_or_idle_partition_may_always_be_behind_by_a_little() -> None:
+    engine = Engine()
+    backlog = engine.backlog()
+    await engine.go_on(backlog, 6_000, arrive=0, work_off=10)
+
+    let_through = await engine.go_on(backlog, 100, arrive=0, work_off=0, starts=5_000)
+
+    assert 0.7 * WAIT_RECORDS_MIN <= let_through <= WAIT_RECORDS_MIN
+
+
+async def test_where_the_broker_answers_slowly_two_answers_are_enough() -> None:
+    engine = Engine()
+    backlog = engine.backlog()
+    await backlog.admit({0: 1})
+    engine.end = 40_000
+    for _ in range(2):
+        engine.monotonic += 3_000
+        with contextlib.suppress(Overloaded):
+            await backlog.admit({0: 1})
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    with pytest.raises(Overloaded):
+        await backlog.admit({0: 1})
+
+
+async def test_with_one_answer_no_wait_is_known_and_only_a_burst_of_the_client_itself_is_refused() -> None:
+    engine = Engine()
+    engine.end = 40_000
+    backlog = engine.backlog()
+
+    await backlog.admit({0: WAIT_RECORDS_MIN + 1})
+    with pytest.raises(Overloaded):
+        await backlog.admit({0: 1})
+    assert backlog.refused == 1
+
+
+async def test_a_result_says_sooner_than_a_snapshot_how_far_the_engine_is() -> None:
+    engine = Engine()
+    backlog = engine.backlog()
+    await engine.go_on(backlog, 3_000, arrive=300, work_off=301)
+    snapshot, engine.end = engine.applied, engine.end + 2_000
+    for _ in range(10):
+        engine.seen[0] = engine.end
+        await engine.go_on(backlog, 100, arrive=0, work_off=0)
+
+    assert (engine.applied, backlog.refused) == (snapshot, 0)
+
+
+async def test_the_broker_is_asked_more_often_only_while_a_wait_is_not_far_off() -> None:
+    engine = Engine()
+    backlog = engine.backlog()
+    await engine.go_on(backlog, 3_000, arrive=300, work_off=301)
+    idle, engine.asked = engine.asked, 0
+    engine.end += 300
+    await engine.go_on(backlog, 3_000, arrive=300, work_off=300)
+
+    assert (idle, engine.asked >= 25) == (3, True)
+
+
+async def test_both_limits_hold_side_by_side() -> None:
+    engine = Engine()
+    backlog = engine.backlog(records=50)
+    engine.end = 51
+    with pytest.raises(Overloaded) as refused:
+        await backlog.admit({0: 1})
+    assert (refused.value.lag_records, refused.value.limit_records) == (51, 50)
+
+
+def test_many_first_calls_at_once_open_one_reader_each() -> None:
+    """Two followers of the results, of which one is closed, would follow for as long as the process lives."""
+    with system() as t:
+        own, log = client(t)
+        opened: list[str] = []
+        read = log._log.read
+
+        async def counted(*arguments: Any, **named: Any) -> Any:
+            opened.append(named["client_id"])
+            await asyncio.sleep(0.01)
+            return await read(*arguments, **named)
+
+        log.read = counted  # type: ignore[attr-defined]
+
+        async def at_once() -> None:
+            await asyncio.gather(*(own.start("one") for _ in range(5)))
+
+        t.do(at_once())
+        assert sorted(opened) == ["client-results", "definitions"]
+        t.do(own.__aexit__(None, None, None))
+
+
+async def test_of_work_that_goes_to_and_fro_the_mean_counts() -> None:
+    """Now the engine has it all, now the agents do."""
+    engine = Engine()
+    backlog = engine.backlog()
+    await engine.go_on(backlog, 3_000, arrive=300, work_off=300)
+    for _ in range(4):
+        await engine.go_on(backlog, 200, arrive=600, work_off=0)
+        await engine.go_on(backlog, 200, arrive=0, work_off=1_200)
+
+    assert backlog.refused

@@ -43,6 +43,7 @@ def test_defaults_are_an_embedded_stack() -> None:
         "standbys": 1,
         "rack": None,
         "start_lag_records_max": 50_000,
+        "start_wait_ms_max": 0,
         "tenant_weights": None,
         "security_protocol": "PLAINTEXT",
         "sasl_mechanism": None,
