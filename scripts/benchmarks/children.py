@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -62,6 +63,11 @@ class Child:
     async def cpu_seconds(self) -> float:
         """User and system time of the process so far."""
         return float((await self.ask("cpu"))["seconds"])
+
+    def resident_bytes(self) -> int:
+        """Of the process now, as the system counts it: it need not have the time to answer. Linux only; raises OSError."""
+        text = Path(f"/proc/{self._process.pid}/statm").read_text()
+        return int(text.split()[1]) * resource.getpagesize()
 
     async def kill(self) -> float:
         """SIGKILL; returns when, on the monotonic clock."""

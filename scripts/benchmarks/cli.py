@@ -19,6 +19,7 @@ from benchmarks import environment, pipeline, plots, size, targets
 from benchmarks.children import last_words
 from benchmarks.cluster import BROKERS, cluster
 from benchmarks.fold import fold
+from benchmarks.overload import overload
 from benchmarks.peers.bench import peers, prepared
 from benchmarks.peers.settings import PEERS, PeersSettings
 from benchmarks.recovery import recovery
@@ -30,6 +31,7 @@ from benchmarks.settings import (
     VARIANTS,
     BenchError,
     ClusterSettings,
+    OverloadSettings,
     PipelineSettings,
     RecoverySettings,
     TimerSettings,
@@ -55,6 +57,7 @@ NAMES: Final = (
     "snapshot",
     "timers",
     "cluster",
+    "overload",
     "peers",
     "size",
     "start",
@@ -68,18 +71,23 @@ ALL: Final = ("engine", "fold", "timers", "takeover", "recovery", "snapshot", "p
 ALL_SCALE: Final[Mapping[str, Mapping[str, Any]]] = {
     "engine": {"agents": VARIANTS},
     "timers": {"pending": 1_000_000, "due_per_second": 5_000},
-    "takeover": {"workflows": 200_000, "partitions": 2},
-    "recovery": {"workflows": 100_000},
+    "takeover": {"workflows": (200_000,), "partitions": 2},
+    "recovery": {"workflows": (100_000, 1_000_000)},
 }
 """As the targets are worded; what is said on the command line goes before."""
 DEFAULTS: Final[Mapping[str, Any]] = {
+    "runs": PipelineSettings().runs,
+    "seconds": PipelineSettings().seconds,
     "agents": PipelineSettings().agents,
     "partitions": PipelineSettings().partitions,
     "workflows": RecoverySettings().workflows,
     "pending": TimerSettings().pending,
     "due_per_second": TimerSettings().due_per_second,
 }
-"""Of what `all` sets otherwise."""
+"""Of what some bench, or `all`, sets otherwise."""
+OWN_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "overload": {"runs": OverloadSettings().runs, "seconds": OverloadSettings().seconds},
+}
 FIGURES: Final = Path("docs/figures")
 DESCRIPTION: Final = """\
 Measures sagalog on an embedded Kafka of its own, which is gone afterwards.
@@ -91,6 +99,7 @@ Measures sagalog on an embedded Kafka of its own, which is gone afterwards.
   snapshot  many workflows that changed: for how long at a time nothing else is done while they are written
   timers    many workflows that sleep, some of which wake: how late
   cluster   kill -9 one of three brokers under load: the longest time without a result
+  overload  ten times the load that the engine can sustain: what is refused, what that does to the rest, how soon it is over
   size      how many partitions, processes and bytes so many workflows a day need, from measured costs
   peers     the same saga on DBOS, Faust, Restate and Temporal, in turn with the engine; what cannot be had is said to be missing
   start     seconds until the embedded servers answer
@@ -111,8 +120,10 @@ examples:
   scripts/bench size --workflows-per-day 1000000 --steps 6 --payload-bytes 2000
   scripts/bench size --measure --check        this machine's costs, and how well they predict a run
   scripts/bench peers --only dbos faust --runs 5
-  scripts/bench recovery --workflows 100000 --session-timeout-ms 6000
+  scripts/bench recovery --workflows 100000 1000000
   scripts/bench takeover --workflows 200000 --partitions 2
+  scripts/bench overload --seconds 20         a short trial; five minutes by default
+  scripts/bench overload --seconds 20 --start-wait-ms-max 0 --start-lag-records-max 1000
   scripts/bench timers --pending 1000000 --due-per-second 5000
   scripts/bench all --runs 5 --save docs/figures
 
@@ -122,7 +133,10 @@ A figure is min, median and max over the runs. Compare figures of one machine on
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 measured, 1 could not be measured, 2 wrong arguments, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.name == "takeover" and len(options.workflows or ()) > 1:
+        parser.error("argument --workflows: of takeover one number")
     # SIGTERM ends a bench as Ctrl-C does, with nothing left behind; a shell starts background jobs deaf to SIGINT.
     for number in INTERRUPTS:
         signal.signal(number, signal.default_int_handler)
@@ -157,13 +171,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measured(options: argparse.Namespace) -> Iterator[Report]:
     """One report, or one after the other."""
     for name in ALL if options.name == "all" else (options.name,):
-        chosen = argparse.Namespace(**vars(options))
-        chosen.name = name
-        scale = ALL_SCALE.get(name, {}) if options.name == "all" else {}
-        for key, value in {**DEFAULTS, **scale}.items():
-            if getattr(options, key) is None:
-                setattr(chosen, key, value)
-        yield _measure(chosen)
+        yield _measure(_chosen(options, name))
+
+
+def _chosen(options: argparse.Namespace, name: str) -> argparse.Namespace:
+    """Of that bench: what was said, else its own default (in `all`: as the targets are worded), else the common one."""
+    chosen = argparse.Namespace(**vars(options))
+    chosen.name = name
+    scale = ALL_SCALE.get(name, {}) if options.name == "all" else {}
+    for key, value in {**DEFAULTS, **OWN_DEFAULTS.get(name, {}), **scale}.items():
+        if getattr(options, key) is None:
+            setattr(chosen, key, value)
+    return chosen
 
 
 def _measure(options: argparse.Namespace) -> Report:
@@ -303,7 +322,7 @@ async def _run(
     )
     recovering = RecoverySettings(
         runs=options.runs,
-        workflows=options.workflows,
+        workflows=tuple(options.workflows),
         partitions=options.partitions,
         payload_bytes=options.payload_bytes,
         session_timeout_ms=options.session_timeout_ms,
@@ -321,6 +340,15 @@ async def _run(
         workflows_per_second=options.workflows_per_second,
         session_timeout_ms=options.session_timeout_ms,
     )
+    overloading = OverloadSettings(
+        runs=options.runs,
+        seconds=options.seconds,
+        times=options.times,
+        partitions=options.partitions,
+        steps=options.overload_steps,
+        start_lag_records_max=options.start_lag_records_max,
+        start_wait_ms_max=options.start_wait_ms_max,
+    )
     match options.name:
         case "floor":
             return await pipeline.floor(stack.bootstrap, pipelined, found, logs, progress)
@@ -337,6 +365,8 @@ async def _run(
             return await timers(stack.bootstrap, sleeping, found, logs, progress)
         case "cluster":
             return await cluster(stack, killing, found, logs, progress)
+        case "overload":
+            return await overload(stack.bootstrap, overloading, found, logs, progress)
         case other:
             raise AssertionError(f"{other} is no bench that a broker is for")
 
@@ -349,7 +379,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    pipelined, recovering = PipelineSettings(), RecoverySettings()
+    pipelined, recovering, overloading = PipelineSettings(), RecoverySettings(), OverloadSettings()
     parser.add_argument(
         "name",
         metavar="NAME",
@@ -362,20 +392,20 @@ def _parser() -> argparse.ArgumentParser:
         "--figures", type=Path, metavar="DIR", default=FIGURES, help="of tables and plots (default: %(default)s)"
     )
     add = parser.add_argument
-    add("--runs", type=_whole(1, 100), default=pipelined.runs, help="runs, or pairs of runs (default: %(default)s)")
+    runs_help = f"runs, or pairs of runs (default: {pipelined.runs}; of overload: {overloading.runs})"
+    add("--runs", type=_whole(1, 100), help=runs_help)
     add("--partitions", type=_whole(1, 64), help=f"(default: {pipelined.partitions})")
     add(
         "--payload-bytes",
         type=_whole(PAYLOAD_FRAME + 1, 100_000),
         default=pipelined.payload_bytes,
-        help="of every input and output (default: %(default)s)",
+        help=f"of every input and output (default: %(default)s); of overload always {overloading.payload_bytes}",
     )
     throughput = parser.add_argument_group("floor, engine")
     throughput.add_argument(
         "--seconds",
         type=_number(0.5, 600),
-        default=pipelined.seconds,
-        help="length of the window (default: %(default)s)",
+        help=f"length of the window (default: {pipelined.seconds:g}; of overload: {overloading.seconds:g})",
     )
     throughput.add_argument(
         "--in-flight",
@@ -423,8 +453,35 @@ def _parser() -> argparse.ArgumentParser:
         default=ClusterSettings().workflows_per_second,
         help="started steadily (default: %(default)s)",
     )
+    over = parser.add_argument_group("overload; also --seconds")
+    add = over.add_argument
+    add("--times", type=_number(1, 100), default=overloading.times, help="the sustainable load (default: %(default)g)")
+    add(
+        "--overload-steps",
+        type=_whole(1, 500),
+        default=overloading.steps,
+        help="of a workflow (default: %(default)s): many, so that one process can attempt as many starts as it takes",
+    )
+    add(
+        "--start-lag-records-max",
+        type=_whole(0, 1_000_000_000),
+        default=overloading.start_lag_records_max,
+        help="the client's limit of the same name; 0: none (default: %(default)s)",
+    )
+    add(
+        "--start-wait-ms-max",
+        type=_whole(0, 3_600_000),
+        default=overloading.start_wait_ms_max,
+        help="the client's limit of the same name; 0: none (default: %(default)s)",
+    )
     crash = parser.add_argument_group("recovery, takeover; the session time-out also of cluster")
-    crash.add_argument("--workflows", type=_whole(1, 1_000_000), help=f"open ones (default: {recovering.workflows})")
+    crash.add_argument(
+        "--workflows",
+        type=_whole(1, 10_000_000),
+        nargs="+",
+        metavar="N",
+        help=f"open ones; of recovery also several numbers, one after the other (default: {recovering.workflows[0]})",
+    )
     crash.add_argument(
         "--session-timeout-ms",
         type=_whole(1_000, 300_000),

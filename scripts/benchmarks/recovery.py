@@ -1,8 +1,8 @@
 """`bench recovery`: kill -9 on an engine with many open workflows; how long until commands go out again.
 
-A run: thousands of workflows whose agents never answer, a part of them in back-off; all in a snapshot. Then a few more
-starts, SIGKILL at once, a new engine at once, and one workflow per partition started while none was there. The first command of
-such a workflow can only come from the new engine.
+A run: thousands of workflows whose agents never answer, a part of them in back-off, and beyond AGENTS_MAX agents' worth of them
+others that wait for a signal; all in a snapshot. Then a few more starts, SIGKILL at once, a new engine at once, and one workflow
+per partition started while none was there. The first command of such a workflow can only come from the new engine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.settings import PREPARE_SECONDS_MAX, RECOVER_SECONDS_MAX, BenchE
 from benchmarks.topics import delete_topics, make_topics
 from sagalog.engine.client import Client
 from sagalog.schemas.commands import parse_command
-from sagalog.schemas.definitions import Definition, Retry, Step
+from sagalog.schemas.definitions import Definition, Retry, Step, WaitFor
 from sagalog.schemas.events import FailureKind, StepFailed
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.log import Consumer, Producer, TopicPartition
@@ -29,8 +29,10 @@ from sagalog.topics.specs import Topics, all_specs
 
 PER_AGENT_AND_PARTITION_MAX: Final = 600
 """Below the engine's limit of commands out per agent and partition, so that every workflow's command is out."""
+AGENTS_MAX: Final = 25
+"""Each has a topic of its own. As many as 100,000 workflows need in eight partitions."""
 BACKING_OFF_EVERY: Final = 10
-"""One workflow in so many has failed once and waits for its retry."""
+"""One workflow of an agent in so many has failed once and waits for its retry."""
 LATE_STARTS: Final = 200
 """Workflows started right before the kill, in no snapshot."""
 START_CHUNK: Final = 2_000
@@ -45,6 +47,7 @@ FIGURES: Final = (
     "seconds_to_assignment",
     "seconds_loading",
     "seconds_catching_up",
+    "seconds_recovering",
 )
 
 
@@ -55,39 +58,63 @@ async def recovery(
     logs: Path,
     progress: Callable[[str], None],
 ) -> Report:
-    """Kills and measures, as often as asked for."""
-    runs: list[Mapping[str, float]] = []
-    for number in range(settings.runs):
-        runs.append(await _run(Topics(f"bench-recovery-{number}"), bootstrap, settings, logs))
-        progress(
-            f"recovery {number + 1}/{settings.runs}: " + ", ".join(f"{name} {runs[-1][name]:.2f}" for name in FIGURES)
-        )
+    """Kills and measures, as often as asked for, with each number of open workflows that is asked for."""
+    first, *further = sizes = list(dict.fromkeys(settings.workflows))
+    figures: dict[str, Figure] = {}
+    for workflows in sizes:
+        runs = [
+            await _measured(f"bench-recovery-{workflows}-{number}", bootstrap, settings, workflows, logs, progress)
+            for number in range(settings.runs)
+        ]
+        figures |= {
+            name if workflows == first else f"{name}_{workflows}_open": Figure("s", [run[name] for run in runs])
+            for name in FIGURES
+        }
     return Report(
         "recovery",
         {
             **environment,
             "partitions": settings.partitions,
             "payload_bytes": settings.payload_bytes,
-            "open_workflows": settings.workflows,
-            "backing_off": settings.workflows // BACKING_OFF_EVERY,
+            "open_workflows": first,
+            "further_open_workflows": further,
+            "backing_off": of_agents(first, settings.partitions) // BACKING_OFF_EVERY,
             "session_timeout_ms": settings.session_timeout_ms,
         },
         settings.runs,
-        {name: Figure("s", [run[name] for run in runs]) for name in FIGURES},
+        figures,
         notes=(
-            "All from the kill, but loading and catching_up, which are parts of it: to_assignment (the broker holds the "
-            "partitions for the dead member until session_timeout_ms is over; the new process comes up meanwhile), then loading "
-            "(until all partitions have read their checkpoints), then catching_up (until all are live).",
+            "All from the kill, but the last three, which are parts of it: to_assignment (the broker holds the partitions for the "
+            "dead member until session_timeout_ms is over; the new process comes up meanwhile), then loading (until all "
+            "partitions have read their checkpoints), then catching_up (until all are live); recovering is both.",
         ),
     )
 
 
-async def _run(topics: Topics, bootstrap: str, settings: RecoverySettings, logs: Path) -> Mapping[str, float]:
+async def _measured(
+    prefix: str, bootstrap: str, settings: RecoverySettings, workflows: int, logs: Path, progress: Callable[[str], None]
+) -> Mapping[str, float]:
+    found = await _run(Topics(prefix), bootstrap, settings, workflows, logs, progress)
+    progress(f"recovery, {workflows:,} open: " + ", ".join(f"{name} {found[name]:.2f}" for name in FIGURES))
+    return found
+
+
+def of_agents(workflows: int, partitions: int) -> int:
+    """How many of them wait for an agent; the rest waits for a signal."""
+    return min(workflows, AGENTS_MAX * PER_AGENT_AND_PARTITION_MAX * partitions)
+
+
+async def _run(
+    topics: Topics,
+    bootstrap: str,
+    settings: RecoverySettings,
+    workflows: int,
+    logs: Path,
+    progress: Callable[[str], None],
+) -> Mapping[str, float]:
     log = KafkaLog(bootstrap)
-    agents = [
-        f"silent-{number}"
-        for number in range(-(-settings.workflows // (settings.partitions * PER_AGENT_AND_PARTITION_MAX)))
-    ]
+    asked = of_agents(workflows, settings.partitions)
+    agents = [f"silent-{number}" for number in range(-(-asked // (settings.partitions * PER_AGENT_AND_PARTITION_MAX)))]
     specs = all_specs(agents)
     arguments = {
         "bootstrap": bootstrap,
@@ -107,8 +134,9 @@ async def _run(topics: Topics, bootstrap: str, settings: RecoverySettings, logs:
             try:
                 async with running("engine", arguments, logs) as first:
                     await first.ready()
-                    await _open_workflows(log, topics, client, commands, agents, settings)
-                    await snapshot_taken(log, topics, settings.partitions)
+                    await _open_workflows(log, topics, client, commands, agents, range(asked), settings)
+                    await open_idle(log, topics, range(asked, workflows), settings)
+                    progress(f"{workflows:,} workflows are open")
                     await client.start_many(agents[0], _inputs("late", range(LATE_STARTS), settings))
                     killed_at = await first.kill()
                 async with running("engine", arguments, logs) as second:
@@ -142,28 +170,37 @@ async def _open_workflows(
     client: Client,
     commands: Consumer,
     agents: list[str],
+    numbers: range,
     settings: RecoverySettings,
 ) -> None:
-    """Starts all, waits until each has its command out, and fails some once."""
+    """Starts them, waits until each has its command out, and fails some once."""
     for number, agent in enumerate(agents):
-        mine = range(number, settings.workflows, len(agents))
+        mine = numbers[number :: len(agents)]
         for at in range(0, len(mine), START_CHUNK):
             await client.start_many(agent, _inputs("w", mine[at : at + START_CHUNK], settings))
     producer = await log.producer("bench-failures")
     try:
         out = 0
         async with asyncio.timeout(PREPARE_SECONDS_MAX):
-            while out < settings.workflows:
+            while out < len(numbers):
                 for partition, messages in (await commands.poll(500, START_CHUNK)).items():
                     failing = [m.value for n, m in enumerate(messages, out) if n % BACKING_OFF_EVERY == 0]
                     out += len(messages)
                     await _fail(producer, TopicPartition(topics.events, partition.partition), failing)
     except TimeoutError:
-        raise BenchError(
-            f"{out:,} of {settings.workflows:,} commands went out within {PREPARE_SECONDS_MAX:g} s"
-        ) from None
+        raise BenchError(f"{out:,} of {len(numbers):,} commands went out within {PREPARE_SECONDS_MAX:g} s") from None
     finally:
         await producer.close()
+
+
+async def open_idle(log: KafkaLog, topics: Topics, numbers: range, settings: RecoverySettings) -> None:
+    """Starts workflows that wait for a signal that nobody sends, and waits until all are in a snapshot."""
+    idle = Definition(name="idle", steps=(Step(name="wait", wait_for=WaitFor(signal="never", timeout_ms=30 * DAY_MS)),))
+    async with Client(log, topics, start_lag_records_max=0) as client:
+        await client.register(idle)
+        for at in range(0, len(numbers), START_CHUNK):
+            await client.start_many("idle", _inputs("idle", numbers[at : at + START_CHUNK], settings))
+    await snapshot_taken(log, topics, settings.partitions)
 
 
 async def _fail(producer: Producer, events: TopicPartition, values: list[bytes | None]) -> None:
@@ -217,6 +254,7 @@ async def _recover(
         "seconds_to_assignment": assigned["at"] - killed_at,
         "seconds_loading": loaded["at"] - assigned["at"],
         "seconds_catching_up": live["at"] - loaded["at"],
+        "seconds_recovering": live["at"] - assigned["at"],
     }
 
 

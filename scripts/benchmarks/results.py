@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Final, Self
@@ -33,15 +33,20 @@ def longest_gap_ms(times: Sequence[float], after: float, before: float) -> float
 
 
 class Results:
-    """Use `async with`. It follows what is published from then on."""
+    """Use `async with`. It follows what is published from then on. `keep`: what to keep of a result."""
 
-    def __init__(self, log: Log, topics: Topics, partitions: int) -> None:
+    def __init__(
+        self, log: Log, topics: Topics, partitions: int, keep: Callable[[Any], Any] = lambda result: result
+    ) -> None:
         self._log = log
+        self._keep = keep
         self._numbers = [TopicPartition(topics.results, number) for number in range(partitions)]
         self.by_workflow: dict[bytes, Any] = {}
         """What each ended with, by the workflow's id."""
         self.times: list[float] = []
         """When new results came, in order."""
+        self.workflows: list[bytes] = []
+        """Whose they were, in the same order."""
         self.again = 0
         """Results that had been there before."""
         self._news = asyncio.Event()
@@ -75,7 +80,8 @@ class Results:
             self.again += 1
         else:
             self.times.append(now)
-        self.by_workflow[key] = orjson.loads(value)
+            self.workflows.append(key)
+        self.by_workflow[key] = self._keep(orjson.loads(value))
 
     async def until(self, count: int, seconds: float) -> None:
         """Waits until that many workflows have ended. Raises BenchError when that takes longer, and what ended the following."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from sagalog.engine.backlog import START_LAG_RECORDS_MAX
+
 VARIANTS: Final = ("raw", "host", "projected")
 """Beside the engine: a bare agent loop; the typed host; the host, a projector and PostgreSQL."""
 STEPS: Final = 4
@@ -72,6 +74,21 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OverloadSettings:
+    """Of `overload`. Many steps, so that one process can attempt to start ten times what the engine can do; little in them."""
+
+    runs: int = 1
+    seconds: float = 300.0
+    times: float = 10.0
+    """What is offered, over the sustainable load."""
+    partitions: int = 8
+    steps: int = 40
+    payload_bytes: int = 50
+    start_lag_records_max: int = START_LAG_RECORDS_MAX
+    start_wait_ms_max: int = 100
+
+
+@dataclass(frozen=True, slots=True)
 class TimerSettings:
     """Of `timers`."""
 
@@ -87,7 +104,8 @@ class RecoverySettings:
     """Of `recovery` and `takeover`."""
 
     runs: int = 3
-    workflows: int = 20_000
+    workflows: tuple[int, ...] = (20_000,)
+    """How many are open: of `recovery` one number after the other, of `takeover` the first alone."""
     partitions: int = 8
     payload_bytes: int = 500
     session_timeout_ms: int = 6_000

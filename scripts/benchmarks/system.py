@@ -39,25 +39,26 @@ def payload(size: int) -> dict[str, str]:
     return {"data": "x" * (size - PAYLOAD_FRAME)}
 
 
-def definition() -> Definition:
-    """Four steps of one agent, each working on the output of the one before."""
+def definition(steps: int = STEPS) -> Definition:
+    """So many steps of one agent, each working on the output of the one before."""
+    names = [f"step-{number}" for number in range(steps)]
     return Definition(
         name="bench",
         steps=tuple(
             Step(
                 name=name,
                 agent=AGENT,
-                needs=(NAMES[number - 1],) if number else (),
-                input=from_step(NAMES[number - 1]) if number else from_input(),
+                needs=(names[number - 1],) if number else (),
+                input=from_step(names[number - 1]) if number else from_input(),
             )
-            for number, name in enumerate(NAMES)
+            for number, name in enumerate(names)
         ),
     )
 
 
-async def register(log: Log, topics: Topics, payload_bytes: int) -> tuple[bytes, str]:
+async def register(log: Log, topics: Topics, payload_bytes: int, steps: int = STEPS) -> tuple[bytes, str]:
     """Makes the definition known; returns the value of a start of it, and its type."""
-    found = definition()
+    found = definition(steps)
     async with Client(log, topics) as client:
         await client.register(found)
     start = WorkflowStarted(f"{found.name}@{found.hash}", payload(payload_bytes))

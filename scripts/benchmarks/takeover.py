@@ -19,13 +19,13 @@ from typing import Any, Final, Self
 
 from benchmarks import system
 from benchmarks.children import Child, running
-from benchmarks.recovery import snapshot_taken
+from benchmarks.recovery import open_idle
 from benchmarks.report import Figure, Report
 from benchmarks.settings import RECOVER_SECONDS_MAX, BenchError, RecoverySettings
 from benchmarks.topics import make_topics
 from sagalog.engine.client import Client
 from sagalog.schemas.commands import parse_command
-from sagalog.schemas.definitions import Definition, Step, WaitFor
+from sagalog.schemas.definitions import Definition, Step
 from sagalog.schemas.events import StepCompleted, WorkflowStarted
 from sagalog.topics.kafka import KafkaLog
 from sagalog.topics.log import Consumer, Out, Producer, TopicPartition
@@ -60,13 +60,15 @@ async def takeover(
 ) -> Report:
     """Raises BenchError when the engines do not come to stand by for each other, or a probe is never answered."""
     log = KafkaLog(bootstrap)
+    opened = settings.workflows[0]
     figures: dict[str, list[float]] = {name: [] for name in FIGURES}
     try:
         await make_topics(log, TOPICS, all_specs([PROBE]), settings.partitions)
         async with AsyncExitStack() as entered:
             engines = _Engines(bootstrap, settings, logs, entered)
             await engines.start()
-            await _open_workflows(log, settings, progress)
+            await open_idle(log, TOPICS, range(opened), settings)
+            progress(f"{opened:,} workflows are open")
             await engines.start()
             await engines.settled()
             probes = await entered.enter_async_context(Probes(log, settings.partitions))
@@ -84,7 +86,7 @@ async def takeover(
         {
             **environment,
             "partitions": settings.partitions,
-            "open_workflows": settings.workflows,
+            "open_workflows": opened,
             "session_timeout_ms": settings.session_timeout_ms,
         },
         settings.runs,
@@ -273,16 +275,3 @@ class Probes:
                     )
                     answers.append(system.record(done, command.workflow_id, f"{command.command_id}/result"))
                 self._append(partition.partition, answers)
-
-
-async def _open_workflows(log: KafkaLog, settings: RecoverySettings, progress: Callable[[str], None]) -> None:
-    """Each waits for a signal that nobody sends."""
-    idle = Definition(name="idle", steps=(Step(name="wait", wait_for=WaitFor(signal="never", timeout_ms=30 * DAY_MS)),))
-    value = system.payload(settings.payload_bytes)
-    async with Client(log, TOPICS, start_lag_records_max=0) as client:
-        await client.register(idle)
-        for at in range(0, settings.workflows, START_CHUNK):
-            numbers = range(at, min(at + START_CHUNK, settings.workflows))
-            await client.start_many("idle", {f"idle-{number}": value for number in numbers})
-    progress(f"{settings.workflows:,} workflows are open")
-    await snapshot_taken(log, TOPICS, settings.partitions)
