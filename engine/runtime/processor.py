@@ -8,6 +8,9 @@ Rules:
 - The position comes from the marker, never from the group's offsets: a zombie may still commit those.
 - The owner before is fenced when the new one is live, before its first snapshot. What that one still writes meanwhile does no
   harm: it is the same fold of the same log, and all that it changes has changed here since the marker, and so is written anew.
+- Who is live may itself be long outdated, having slept over the claims of others, and would fence the owner of today. So after
+  fencing it asks where the log ends, and commits nothing until it has folded that far: an earlier claim than its fence is known by
+  then, and whoever claims later fences it.
 - Of an owner that is alive and hands over, the new one awaits the last marker before it sends again what was caused before its
   claim. What comes after the claim goes out at once.
 - A snapshot is cut at an offset and committed only after everything caused up to it is durable.
@@ -90,6 +93,8 @@ class Processor:
         self._producer = producer
         self._transactional_id = transactional_id
         self._transactions: TransactionalProducer | None = None
+        self._fenced_at: int | None = None
+        """Where the log ended when the owner before had been fenced."""
         self._group = group
         self._member = member
         self._clock = clock
@@ -170,10 +175,11 @@ class Processor:
             if self._succession:
                 held = await self._last_word(reader)
                 self._guarded(lambda: self.machine.succeed(held))
+            if self._failure is None:
+                self._transactions = await self._log.transactional(self._transactional_id)
+                self._fenced_at = (await reader.end_offsets([self.input]))[self.input]
         finally:
             await reader.close()
-        if self._failure is None:
-            self._transactions = await self._log.transactional(self._transactional_id)
 
     def promote(self, *, succession: bool) -> None:
         """This member is to own the partition; with `succession` its owner is alive and hands over."""
@@ -347,9 +353,14 @@ class Processor:
     async def snapshot(self, *, always: bool = False) -> bool:
         """One transaction: the checkpoints changed since the last, the marker, the group's offset. True when one was made."""
         async with self._snapshotting:
-            if self.phase is not Phase.LIVE or self._failure is not None or self._transactions is None:
+            if self._failure is not None or not self._may_commit:
                 return False
             return await self._snapshot(always=always)
+
+    @property
+    def _may_commit(self) -> bool:
+        """Whether it is known that nobody claimed the partition between its own claim and its fence."""
+        return self.phase is Phase.LIVE and self._fenced_at is not None and self.position >= self._fenced_at
 
     async def leave(self) -> None:
         """From now on every marker says that this owner is about to hand over."""
@@ -364,8 +375,7 @@ class Processor:
     async def hand_over(self) -> None:
         """Another member has claimed the partition: a last snapshot tells it that all up to its claim is sent."""
         async with self._snapshotting:
-            whole = self.phase is Phase.LIVE and self._transactions is not None and not self._torn
-            if whole and isinstance(self._failure, OwnershipLost):
+            if self._may_commit and not self._torn and isinstance(self._failure, OwnershipLost):
                 self._failure = None
                 self._leaving = False
                 if not await self._snapshot(always=True):

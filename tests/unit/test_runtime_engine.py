@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from sagalog.engine.runtime.engine import Engine
-from sagalog.engine.runtime.processor import Processor
+from sagalog.engine.runtime.processor import Phase, Processor
 from sagalog.engine.testing import SagaTest
 from sagalog.infra.simulation import SimulatedRng
 from sagalog.schemas.definitions import Definition, Step
@@ -56,6 +56,7 @@ def test_a_processor_that_is_dropped_before_it_was_live_is_kept_by_nothing() -> 
             session._replace(processor)
 
     with system() as t:
+        t.settle()
         session: Any = t._engine and t._engine.session
         before = len(session._tasks)
         for _ in range(5):
@@ -197,3 +198,40 @@ def test_an_engine_without_topics_says_why_it_is_not_ready() -> None:
         t.do(run())
         (problem,) = engine.health.ready().body["problems"]
         assert "topic nowhere.events does not exist" in problem["why"]
+
+
+def test_an_owner_that_slept_over_the_claims_of_others_commits_nothing_when_it_wakes() -> None:
+    """Else its checkpoints of long ago would stand among those of today's owner, and the partition could never be loaded again."""
+
+    async def falls_asleep(t: SagaTest) -> tuple[Processor, asyncio.Task[None]]:
+        session: Any = t._engine and t._engine.session
+        found: Processor = session._make(at)
+        found.promote(succession=False)
+        return found, session._spawn(found.follow(lambda: None))
+
+    async def wakes(t: SagaTest, found: Processor, following: asyncio.Task[None]) -> bool:
+        """It reads as far as its own claim, which is all that it gets before it is to commit."""
+        session: Any = t._engine and t._engine.session
+        reader = await session._log.read({at: found.position}, committed=True)
+        while found.phase is not Phase.LIVE:
+            for message in (await reader.poll(1_000, 1)).get(at, ()):
+                found.feed([message])
+        await reader.close()
+        await following
+        return await found.snapshot(always=True)
+
+    with system() as t:
+        assert t.run("one", workflow_id="w0").status == "completed"
+        at = next(p.input for p in processors(t) if p.machine.stats().get("workflows"))
+        old, following = t.do(falls_asleep(t))
+        t.settle()
+        assert old.phase is Phase.CATCHING_UP
+        for number in range(20):
+            assert t.run("one", workflow_id=f"w-{number}").status == "completed"
+        t.settle()
+
+        assert not t.do(wakes(t, old, following))
+
+        t.settle()
+        assert t.run("one", workflow_id="w0", on_duplicate="replace").status == "completed"
+        assert all(p.phase is Phase.LIVE for p in processors(t))
