@@ -280,6 +280,7 @@ class _MemoryConsumer:
         self.paused: set[TopicPartition] = set()
 
     async def poll(self, timeout_ms: int, max_records: int) -> Mapping[TopicPartition, Sequence[Record]]:
+        await asyncio.sleep(0)
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 while not (found := self._fetch(max_records)):

@@ -468,6 +468,9 @@ class _KafkaConsumer:
         self._consumer = consumer
 
     async def poll(self, timeout_ms: int, max_records: int) -> Mapping[TopicPartition, Sequence[Message]]:
+        # While it has records at hand the client gives them without a turn of the loop, for seconds: nobody else would get any.
+        # Before they are taken, so that whoever cancels a poll loses none.
+        await asyncio.sleep(0)
         try:
             # aiokafka's TopicPartition is a named tuple of the same fields: equal to ours, and hashed alike.
             batches: Mapping[Any, Sequence[Message]] = await self._consumer.getmany(

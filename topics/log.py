@@ -107,7 +107,7 @@ class Consumer(Protocol):
     """Reads partitions: those of a group's assignment, or a fixed set."""
 
     async def poll(self, timeout_ms: int, max_records: int) -> Mapping[TopicPartition, Sequence[Message]]:
-        """What is there, per partition in the order of offsets; empty after `timeout_ms`."""
+        """What is there, per partition in the order of offsets; empty after `timeout_ms`. Others get a turn of the loop before."""
 
     def seek(self, partition: TopicPartition, offset: int) -> None: ...
 

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-POLL_RECORDS_MAX: Final = 2_000
-"""Records folded before timers and snapshots get their turn."""
+POLL_RECORDS_MAX: Final = 500
+"""Records folded before timers, sends and snapshots get their turn: 20 ms of them."""
 POLL_MS_MAX: Final = 50
 """How long the loop waits for records when no timer is due earlier."""
 PENDING_RECORDS_MAX: Final = 20_000

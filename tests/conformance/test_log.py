@@ -77,6 +77,28 @@ async def test_appends_keep_their_order(bench: Bench) -> None:
     assert offsets_of(found) == list(range(3_000))
 
 
+async def test_a_reader_with_much_at_hand_gives_others_a_turn_before_each_poll(bench: Bench) -> None:
+    """Whoever works off a backlog would otherwise keep what it causes from being sent, for seconds."""
+    partition = await bench.topic()
+    producer = await bench.producer()
+    await producer.append(*partition, outs(*[b"x"] * 1_000))
+    reader = await bench.reader(partition)
+    assert await reader.poll(int(PATIENCE_S * 1_000), 10)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(others())
+    found = [await reader.poll(1_000, 10) for _ in range(50)]
+    beside.cancel()
+    assert [len(batches[partition]) for batches in found] == [10] * 50
+    assert turns >= 50
+
+
 async def test_a_large_append_is_durable_when_its_future_ends(bench: Bench) -> None:
     partition = await bench.topic()
     producer = await bench.producer()
