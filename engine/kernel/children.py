@@ -3,7 +3,8 @@
 Rules:
 - A child is to its parent what an attempt of an agent is: it has a number and a token, and ends with one report that returns them.
 - Every event between the two may be written twice (by an owner and its successor): its id and its content follow from the log.
-- A child keeps its report, and what it did for as long as it may have to be undone, until it hears that its parent is over.
+- A child keeps its report, and what it did for as long as it may have to be undone, until it hears that its parent is over. What it
+  reports after that is answered by the same word again.
 """
 
 from __future__ import annotations
@@ -266,6 +267,15 @@ def parent_ended(state: WorkflowState, event: ParentEnded) -> Reason | None:
         state.steps, state.bytes, state.input = [], 0, None
         state.deadline_ms = state.now_ms + REMEMBER_MS
     return None
+
+
+def told_again(event: ChildEnded, effects: list[Effect]) -> None:
+    """A child reports to a parent that is over, which it may never have heard: it would be kept for ever.
+
+    Its start may come after that word, when an owner sent it whose partition another one has taken over.
+    """
+    if event.direction is Direction.EXECUTE:
+        effects.append(Emit(event.child, ParentEnded(event.token), f"{event.child}/parent-ended/again"))
 
 
 def awaited(state: WorkflowState) -> bool:

@@ -210,6 +210,8 @@ class Partition:
             self._touch(state.workflow_id)
             return
         if state.terminal and not isinstance(event, TimerFired | UndoRequested | ParentEnded):
+            if isinstance(event, ChildEnded):
+                children.told_again(event, effects)
             effects.append(Ignored(Reason.ALREADY_FINISHED, type(event).__name__))
             return
         if state.status is WorkflowStatus.QUARANTINED and not isinstance(event, ActionRequested | ParentEnded):

@@ -43,6 +43,11 @@ class Desk:
         self._number += 1
         heapq.heappush(self.due, (now_s + self.rng.uniform(0.05, 2.0), self._number, review, *self._decide(review)))
 
+    def look_again(self, review: dict[str, Any], now_s: float) -> None:
+        """Nothing is undone anew while its workflow is paused, so that the decision may have been ignored."""
+        self._number += 1
+        heapq.heappush(self.due, (now_s + 2 * RESUME_S, self._number, review, Decision.SKIP, None))
+
     def _decide(self, review: dict[str, Any]) -> tuple[Decision, Any]:
         """The decision and the output that goes with it."""
         output = {"by": "hand", "key": f"{review['workflow_id']}/{review['step']}"}
@@ -97,6 +102,8 @@ async def _work(
                 workflow_id, step = review["workflow_id"], review["step"]
                 await client.decide(workflow_id, step, decision, who="person", output=output, undo=undo)
                 heapq.heappop(desk.due)
+                if undo and decision is Decision.RETRY:
+                    desk.look_again(review, loop.time())
             if loop.time() - desk.resumed_s > RESUME_S:
                 for workflow_id in resumable():
                     await client.act(workflow_id, Action.RESUME, reason="by plan", who="person")

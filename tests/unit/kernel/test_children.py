@@ -252,6 +252,20 @@ def test_a_terminated_parent_takes_its_child_with_it() -> None:
     assert kept is not None and not kept.steps and kept.due_ms() == driver.now_ms + REMEMBER_MS
 
 
+def test_a_child_whose_start_comes_after_its_parents_end_is_let_go_once_it_reports() -> None:
+    """Both were sent by different owners of the parent's partition: nothing keeps their order."""
+    driver = Driver(SHIP, ORDER, round_trip=True)
+    driver.start("order")
+    driver.act(Action.TERMINATE)
+    driver.emitted.reverse()
+    assert shown(driver.deliver())[0] == "ignored unknown_workflow"
+    child_does(driver, "pick")
+    child_does(driver, "send")
+    assert shown(driver.deliver())[:2] == [f"emit ParentEnded to {CHILD}", "ignored already_finished"]
+    kept = driver.partition.get(CHILD)
+    assert kept is not None and not kept.steps and kept.due_ms() == driver.now_ms + REMEMBER_MS
+
+
 def test_a_child_that_failed_fails_the_step_and_is_not_tried_again() -> None:
     driver = started()
     child_does(driver, "pick", fails=True)
