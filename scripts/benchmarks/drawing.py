@@ -21,10 +21,13 @@ def draw(plot: dict[str, Any], path: str) -> None:
     places = range(len(bars))
     middles = [median for _, _, median, _ in bars]
     ranges = [[m - low for _, low, m, _ in bars], [high - m for _, _, m, high in bars]]
-    axes.set_xscale("log")
     if plot["line"] is None:
+        # From zero: the length of a bar is what it says.
         axes.barh(places, middles, xerr=ranges, color="#4c78a8", ecolor="#222222", height=0.6)
     else:
+        axes.set_xscale("log", subs=[2, 5])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
         colours = ["#2a9d5c" if median >= plot["line"] else "#c8553d" for median in middles]
         axes.errorbar(middles, places, xerr=ranges, fmt="none", ecolor="#666666")
         axes.scatter(middles, places, c=colours, zorder=3)

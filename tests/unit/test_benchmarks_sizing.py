@@ -139,5 +139,5 @@ def test_the_defaults_are_the_figures_of_the_docs() -> None:
 
     assert {name: found for name, found in rows.items() if name in expected} == expected
     # Loading is of the section about recovery: 0.31 s for 20,000 workflows.
-    assert "loading the checkpoints | 0.29 / 0.31 / 0.33" in text
+    assert "20,000 open ones, 0.29 / 0.31 / 0.33 s" in text
     assert PERFORMANCE.load_us_per_workflow == pytest.approx(0.31 / 20_000 * 1e6)
