@@ -150,7 +150,7 @@ class Backlog:
         await self._keep_fresh(starts)
         figures = self._known()
         if figures is not None:
-            excess, partition, lag = max(self._behind(starts, figures), default=(0, 0, 0))
+            excess, partition, lag = max(self._behind(starts, figures))
             if excess > 0:
                 self.refused += sum(starts.values())
                 wait_ms = retry_after_ms(figures, self._before(), -partition, excess)
