@@ -158,7 +158,7 @@ class Gate:
             self.leased(name)
 
     def time(self, monotonic_ms: int) -> None:
-        """Rates go by the monotonic clock."""
+        """Rates and ramps go by the monotonic clock."""
         self._monotonic_ms = monotonic_ms
 
     # --- commands
@@ -257,15 +257,13 @@ class Gate:
 
     # --- circuits
 
-    def circuit(self, service: str, view: CircuitView, now_ms: int) -> None:
+    def circuit(self, service: str, view: CircuitView) -> None:
         """The circuit of a service changed."""
         entry = self._service(service)
         before, entry.view = entry.view, view
-        if view.status is CircuitStatus.CLOSED and before.status is not CircuitStatus.CLOSED:
-            entry.ramp_size, entry.ramp_next_ms = (RAMP_FIRST, now_ms) if entry.queue else (0, 0)
-            entry.wanted = False
-        elif view.status is not CircuitStatus.CLOSED:
-            entry.ramp_size = 0
+        if view.status is not before.status:
+            entry.ramp_size = 0  # a ramp begins with the first release after a circuit has closed
+            entry.wanted = entry.wanted and view.status is not CircuitStatus.CLOSED
 
     def announcements(self, now_ms: int) -> list[tuple[str, int]]:
         """(service, commands waiting) to tell the circuits' owner: on change, and again while it lasts."""
@@ -553,12 +551,13 @@ class Gate:
                     self._take(service.queue, now_ms, released)
             case CircuitStatus.CLOSED:
                 if service.queue and not service.ramp_size:
-                    service.ramp_size, service.ramp_next_ms = RAMP_FIRST, now_ms
-                while service.queue and now_ms >= service.ramp_next_ms:
+                    service.ramp_size, service.ramp_next_ms = RAMP_FIRST, self._monotonic_ms
+                # Step by step even for an owner that was late: no two at once, or there was no ramp.
+                if service.queue and self._monotonic_ms >= service.ramp_next_ms:
                     for _ in range(min(service.ramp_size, len(service.queue))):
                         self._take(service.queue, now_ms, released)
                     service.ramp_size *= 2
-                    service.ramp_next_ms += RAMP_MS
+                    service.ramp_next_ms = self._monotonic_ms + RAMP_MS
                 if not service.queue:
                     service.ramp_size = 0
 

@@ -650,7 +650,7 @@ class WorkflowMachine:
         )
 
     def circuit(self, service: str, view: CircuitView) -> None:
-        self.gate.circuit(service, view, self._now_ms)
+        self.gate.circuit(service, view)
 
     def leased(self, bucket: str) -> None:
         """The lease of a limit's key has changed."""

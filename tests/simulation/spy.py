@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sagalog.schemas.codec import decode_object
 from sagalog.topics.log import Out, Producer, header
+
+_WITHHELD = b'"withheld":{'
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,8 @@ class Sent:
     partition: int
     ce_id: str
     at_s: float
+    withheld: tuple[str, str] | None = None
+    """(reason, service) for which a command waited."""
 
 
 class SpyLog:
@@ -41,7 +46,7 @@ class SpyLog:
         at_s = self._time()
         for record in records:
             ce_id = (header(record.headers, "ce_id") or b"").decode(errors="replace")
-            self._note(Sent(self._process, topic, partition, ce_id, at_s))
+            self._note(Sent(self._process, topic, partition, ce_id, at_s, _withheld(record.value or b"")))
 
 
 class _SpyProducer:
@@ -62,3 +67,10 @@ class _SpyProducer:
 
     async def close(self) -> None:
         await self._producer.close()
+
+
+def _withheld(value: bytes) -> tuple[str, str] | None:
+    if _WITHHELD not in value:
+        return None
+    found = decode_object(value).get("withheld")
+    return (found["reason"], found.get("service") or "") if found is not None else None

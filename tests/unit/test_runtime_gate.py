@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sagalog.engine.kernel.effects import Dispatch
 from sagalog.engine.runtime.gate import CircuitView, Gate
-from sagalog.engine.runtime.limits import RAMP_FIRST
+from sagalog.engine.runtime.limits import RAMP_FIRST, RAMP_MS
 from sagalog.schemas.commands import Command
 from sagalog.schemas.definitions import WhenOpen
 from sagalog.schemas.ids import Direction, command_id
@@ -28,13 +28,30 @@ def released(gate: Gate, now_ms: int) -> list[str]:
 
 def test_parked_commands_go_out_by_priority_and_then_by_age() -> None:
     gate = Gate(0)
-    gate.circuit("bank", OPEN, 0)
+    gate.circuit("bank", OPEN)
     for workflow_id, priority in (("low", 1), ("mid", 5), ("high", 9), ("mid-2", 5), ("high-2", 9), ("low-2", 1)):
         assert gate.admit(dispatch(workflow_id, priority, service="bank"), 0) is False
-    gate.circuit("bank", CLOSED, 1_000)
+    gate.circuit("bank", CLOSED)
 
     assert released(gate, 1_000) == ["high", "high-2", "mid", "mid-2"][:RAMP_FIRST]
+    gate.time(RAMP_MS)
     assert released(gate, 60_000) == ["low", "low-2"]
+
+
+def test_a_ramp_goes_step_by_step_whatever_the_wall_clock_does_and_however_late_its_owner_is() -> None:
+    gate = Gate(0)
+    gate.circuit("bank", OPEN)
+    for number in range(4 * RAMP_FIRST):
+        gate.admit(dispatch(f"w{number}", 5, service="bank"), 0)
+    gate.circuit("bank", CLOSED)
+
+    gate.time(10 * RAMP_MS)  # it was held up since the circuit closed
+    assert len(released(gate, 0)) == RAMP_FIRST
+    assert released(gate, 60_000) == []  # the wall clock was put forward
+    gate.time(20 * RAMP_MS)
+    assert len(released(gate, -60_000)) == 2 * RAMP_FIRST
+    gate.time(21 * RAMP_MS)
+    assert len(released(gate, -60_000)) == RAMP_FIRST
 
 
 def test_commands_that_wait_for_a_place_among_their_agents_go_by_priority() -> None:
@@ -77,7 +94,7 @@ def test_what_was_answered_while_it_waited_takes_nobodys_turn() -> None:
 
 def test_a_command_of_a_later_run_is_known_as_its_workflows() -> None:
     gate = Gate(0)
-    gate.circuit("bank", OPEN, 0)
+    gate.circuit("bank", OPEN)
     gate.admit(dispatch("w/1", 5, service="bank", run=17), 0)
     gate.changed.clear()
     gate.answered("w/1/a/1@17/execute")

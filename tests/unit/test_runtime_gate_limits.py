@@ -136,10 +136,10 @@ def test_commands_of_several_limits_never_wait_for_each_other() -> None:
 
 def test_what_waits_for_a_limit_when_its_circuit_opens_waits_for_that_and_gives_its_places_back() -> None:
     gate = live()
-    gate.circuit("bank", CircuitView(CircuitStatus.CLOSED, 0), 0)
+    gate.circuit("bank", CircuitView(CircuitStatus.CLOSED, 0))
     gate.admit(dispatch("w0", service="bank"), 0, few("acme", 1))
     gate.admit(dispatch("w1", service="bank"), 0, few("acme", 1))
-    gate.circuit("bank", CircuitView(CircuitStatus.OPEN, 1), 1)
+    gate.circuit("bank", CircuitView(CircuitStatus.OPEN, 1))
     done(gate, "w0")
 
     assert released(gate, 2) == []

@@ -1,0 +1,59 @@
+"""What a service notices that was down, and what a workflow notices of engines that are restarted on purpose.
+
+Rules:
+- Each owner has a ramp of its own per service: a ramp goes by what that owner knows of the circuit.
+- Services whose steps have limits are left out: what the ramp lets go may then wait for something else, and is not seen.
+- Times are the simulation's own. The clocks of its machines run up to 30 % too fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Final
+
+from sagalog.engine.runtime.gate import CIRCUIT_OPEN, RAMP
+from sagalog.engine.runtime.limits import RAMP_FIRST, RAMP_MS
+
+from .limited import DRIFT
+
+if TYPE_CHECKING:
+    from .checkers import Evidence
+
+STEP_S: Final = (RAMP_MS - 1) / 1000 / DRIFT
+NOTICED_S: Final = 0.3
+"""The longest that a workflow may wait while engines are restarted one after the other."""
+
+
+@dataclass(slots=True)
+class _Step:
+    """What a ramp may let go next."""
+
+    size: int = RAMP_FIRST
+    from_s: float = 0.0
+
+
+def parked_commands_go_out_on_a_ramp(evidence: Evidence) -> list[str]:
+    """A circuit that closes lets go few at first, and twice as many a step later: a service that is back is not knocked over."""
+    limited = {step.service for definition in evidence.definitions.values() for step in definition.steps if step.limits}
+    ways: dict[tuple[str, int, str], list[float]] = {}
+    for sent in evidence.sent:
+        if sent.withheld is not None and ".commands." in sent.topic:
+            reason, service = sent.withheld
+            if reason in (CIRCUIT_OPEN, RAMP) and service not in limited:
+                ways.setdefault((sent.process, sent.partition, service), []).append(sent.at_s)
+    problems = []
+    for (process, partition, service), times in ways.items():
+        step = _Step()
+        for at_s, together in groupby(times):
+            count = len(list(together))
+            # One that did not use all it may has left nothing, and so was the last of its ramp.
+            if at_s < step.from_s:
+                step = _Step()
+            if count > step.size:
+                problems.append(
+                    f"{process} let {count} commands for {service} out of partition {partition} at {at_s:.3f} s, "
+                    f"where {step.size} may go"
+                )
+            step = _Step(2 * step.size, at_s + STEP_S) if count >= step.size else _Step()
+    return problems
