@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 
 from sagalog.engine.kernel.circuits import CircuitPartition, dump_circuit, restore_circuit
 from sagalog.engine.kernel.effects import ClaimLost, Effect, Ignored, Moved, OwnerChanged, Quarantine, Reason
@@ -18,7 +18,7 @@ from sagalog.topics.specs import Topics
 
 from . import outputs
 from .digest import REBUILD, CheckpointsDamaged, Digest
-from .machine import Append, Cut, Ownership
+from .machine import Append, Cut, LastWord, Ownership
 from .metrics import EngineMetrics
 from .timers import Timers
 
@@ -134,7 +134,7 @@ class CircuitMachine:
     def go_live(self, now_ms: int, *, succession: bool = False) -> None:
         self._live = True
 
-    def succeed(self, held: Set[str] | None) -> None:
+    def succeed(self, word: LastWord | None) -> None:
         """Nothing gathers in an outbox here."""
 
     def stop(self) -> None:

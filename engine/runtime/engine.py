@@ -184,6 +184,8 @@ class Session:
         """As the group has shared out last."""
         self._assigned = False
         """The group has shared out, since this session began."""
+        self._leaving = False
+        """It takes nothing more over."""
         self._lingering: dict[TopicPartition, int] = {}
         """Until when (monotonic) an owner goes on whose partition is another's to be."""
         self._serving: dict[TopicPartition, asyncio.Task[None]] = {}
@@ -302,6 +304,8 @@ class Session:
     async def _on_assigned(self, assigned: set[TopicPartition]) -> None:
         if self._member is not None:
             self._member.pause(*assigned)
+        if self._leaving:
+            return
         note = self._sharing.note
         self._roles = dict.fromkeys(note.standbys, Role.STANDBY) | dict.fromkeys(assigned, Role.OWNER)
         for partition in self._roles:
@@ -394,22 +398,31 @@ class Session:
     async def _leave(self, stop: asyncio.Event) -> None:
         """Once it is to stop: leaves the group, and goes on with what it owns until others have claimed it."""
         await stop.wait()
-        owned = [p for p in self.processors.values() if p.phase is Phase.LIVE and p.failure is None]
         assert self._member is not None
-        if self._sharing.note.members > 1 and owned:
-            await asyncio.gather(*(processor.leave() for processor in owned))
-            if self._membership is not None:
-                self._membership.cancel()
-            await self._member.close()
-            self._roles = {}
-            try:
-                async with asyncio.timeout(LEAVE_TIMEOUT_S):
-                    await asyncio.gather(*(processor.stopped.wait() for processor in owned))
-            except TimeoutError:
-                left = ", ".join(f"{p.input.topic}/{p.input.partition}" for p in owned if p.phase is Phase.LIVE)
-                logger.warning(
-                    "nobody has claimed %s within %g s; whoever does later takes over", left, LEAVE_TIMEOUT_S
-                )
+        self._leaving, self._roles = True, {}
+        for processor in [p for p in self.processors.values() if not p.reads]:
+            self._drop(processor)  # or it would still claim the partition
+        # What is claimed and not live yet will be, and is handed over like the rest.
+        owned = [p for p in self.processors.values() if p.failure is None]
+        if not owned:
+            return
+        alone = self._sharing.note.members <= 1
+        # Not cut short: what a snapshot would have said, the next owner would not know.
+        saying = [self._spawn(p.may_commit() if alone else p.leave()) for p in owned]
+        _, unsaid = await asyncio.wait(saying, timeout=LEAVE_TIMEOUT_S)
+        if unsaid:
+            logger.warning("%d partitions are left without a word to their next owners: it takes too long", len(unsaid))
+        if alone:
+            return
+        if self._membership is not None:
+            self._membership.cancel()
+        await self._member.close()
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                await asyncio.gather(*(processor.stopped.wait() for processor in owned))
+        except TimeoutError:
+            left = ", ".join(f"{p.input.topic}/{p.input.partition}" for p in owned if p.phase is Phase.LIVE)
+            logger.warning("nobody has claimed %s within %g s; whoever does later takes over", left, LEAVE_TIMEOUT_S)
 
     def _make(self, partition: TopicPartition) -> Processor:
         assert self._producer is not None

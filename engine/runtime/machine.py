@@ -64,6 +64,10 @@ class Ownership(Protocol):
     def claim_lost(self, epoch: int, member: str) -> None: ...
 
 
+LastWord = Mapping[str, Set[str]]
+"""Of an owner that hands over: of each workflow that changed since its marker, the ids of commands that it has not sent."""
+
+
 class Machine(Protocol):
     """One partition's fold with what belongs to it at run time."""
 
@@ -95,8 +99,8 @@ class Machine(Protocol):
         In a `succession` what was caused before the claim is the business of the owner before, until `succeed` is called.
         """
 
-    def succeed(self, held: Set[str] | None) -> None:
-        """The owner before has sent what was caused before the claim, but for the commands of the workflows `held`.
+    def succeed(self, word: LastWord | None) -> None:
+        """The owner before has sent what was caused before the claim, but for what it says in its last word.
 
         None: it has not said so, and all of it is sent (again).
         """

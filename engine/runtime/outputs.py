@@ -26,7 +26,7 @@ VALUE_BYTES_MAX: Final = RECORD_BYTES_MAX - 8_192
 """Leaves room for the key and the headers."""
 
 WITHHELD: Final = "sagalog_withheld"
-"""Header of a checkpoint: commands of the workflow wait at the owner's gate."""
+"""Header of a checkpoint: the workflow's commands that wait at the owner's gate, as JSON, without the workflow's id and the `/`."""
 
 Headers = list[tuple[str, bytes]]
 

@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from sagalog.infra.clock import Clock
-from sagalog.schemas.codec import decode_object
+from sagalog.schemas.codec import decode, decode_object
 from sagalog.schemas.errors import SagalogError
 from sagalog.schemas.events import Owned
 from sagalog.schemas.records import MARKER_KEY, OWNER_KEY
@@ -54,7 +54,7 @@ from .limits import (
     POLL_RECORDS_MAX,
     SUCCESSION_TIMEOUT_S,
 )
-from .machine import Append, Cut, Machine
+from .machine import Append, Cut, LastWord, Machine
 from .metrics import EngineMetrics
 from .progress import Progress
 
@@ -107,14 +107,13 @@ class Processor:
         self._succession = False
         """The owner before is alive, and hands over."""
         self._leaving = False
-        self._torn = False
-        """A snapshot has failed: what was cut for it is in none, so another must not follow."""
-        self._held: set[str] = set()
-        """Workflows whose commands waited at the gate of the owner before, by what it has written since its marker."""
+        self._word: dict[str, set[str]] = {}
+        """By what the owner before has written since its marker."""
         self._unacked: set[asyncio.Future[None]] = set()
         self._failure: BaseException | None = None
         self._started_ms = clock.monotonic_ms()
         self._snapshotting = asyncio.Lock()
+        self._may_commit_or_failed = asyncio.Event()
         self._live_since_ms: int | None = None
         self.loaded = 0
         """Records of checkpoints that it has read."""
@@ -173,11 +172,12 @@ class Processor:
             reading()
             await self.live.wait()
             if self._succession:
-                held = await self._last_word(reader)
-                self._guarded(lambda: self.machine.succeed(held))
+                word = await self._last_word(reader)
+                self._guarded(lambda: self.machine.succeed(word))
             if self._failure is None:
                 self._transactions = await self._log.transactional(self._transactional_id)
                 self._fenced_at = (await reader.end_offsets([self.input]))[self.input]
+                self._look_whether_it_may_commit()
         finally:
             await reader.close()
 
@@ -229,31 +229,27 @@ class Processor:
             for message in messages:
                 self.machine.load(message)
 
-    async def _last_word(self, reader: Consumer) -> Set[str] | None:
-        """The workflows whose commands the owner before has not sent, once it says that all else before the claim is.
-
-        None when it does not say so in time.
-        """
+    async def _last_word(self, reader: Consumer) -> LastWord | None:
+        """What the owner before has not sent, once it says that all else before the claim is. None when it does not in time."""
         try:
             async with asyncio.timeout(SUCCESSION_TIMEOUT_S):
                 while True:
                     for messages in (await reader.poll(FOLLOW_POLL_MS, POLL_RECORDS_MAX)).values():
                         if any(self._is_last_marker(message) for message in messages):
-                            return self._held
+                            return self._word
         except TimeoutError:
             logger.warning("%s/%d: the owner before says nothing; what it may have sent is sent again", *self.input)
             return None
 
     def _is_last_marker(self, message: Message) -> bool:
-        if message.value is None:
-            return False
-        if message.key == MARKER_KEY.encode():
-            return int(decode_object(message.value)["at_offset"]) >= self._owned_at - 1
+        if message.key == MARKER_KEY.encode() and message.value is not None:
+            # One just before the claim is not the last: until that owner has read the claim, its gate lets commands go.
+            return int(decode_object(message.value)["at_offset"]) >= self._owned_at
         key = (message.key or b"").decode(errors="replace")
-        if header(message.headers, outputs.WITHHELD) is not None:
-            self._held.add(key)
-        else:
-            self._held.discard(key)
+        waiting = header(message.headers, outputs.WITHHELD)
+        self._word[key] = (
+            {f"{key}/{name}" for name in decode(waiting, outputs.WITHHELD)} if waiting is not None else set()
+        )
         return False
 
     async def _require_log(self, reader: Consumer) -> None:
@@ -313,6 +309,7 @@ class Processor:
         """Folds records; whatever they cause is queued for sending. Never blocks, never raises."""
         self._set_time()
         self._guarded(lambda: self.machine.fold(messages, self))
+        self._look_whether_it_may_commit()
 
     def tick(self, now_ms: int, monotonic_ms: int) -> None:
         if self.phase is Phase.LIVE:
@@ -345,8 +342,10 @@ class Processor:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        if self._failure is None:
+        # Who has lost the partition may still hand over, but not if something that it sent before failed.
+        if self._failure is None or isinstance(self._failure, OwnershipLost):
             self._failure = error
+            self._may_commit_or_failed.set()
 
     # --- snapshots
 
@@ -362,9 +361,18 @@ class Processor:
         """Whether it is known that nobody claimed the partition between its own claim and its fence."""
         return self.phase is Phase.LIVE and self._fenced_at is not None and self.position >= self._fenced_at
 
+    def _look_whether_it_may_commit(self) -> None:
+        if self._may_commit:
+            self._may_commit_or_failed.set()
+
+    async def may_commit(self) -> None:
+        """Returns once it may, or has failed."""
+        await self._may_commit_or_failed.wait()
+
     async def leave(self) -> None:
-        """From now on every marker says that this owner is about to hand over."""
+        """From now on every marker says that this owner is about to hand over. Returns when one does, or when it has failed."""
         self._leaving = True
+        await self.may_commit()
         await self.snapshot(always=True)
 
     async def stop(self) -> None:
@@ -375,7 +383,7 @@ class Processor:
     async def hand_over(self) -> None:
         """Another member has claimed the partition: a last snapshot tells it that all up to its claim is sent."""
         async with self._snapshotting:
-            if self._may_commit and not self._torn and isinstance(self._failure, OwnershipLost):
+            if self._may_commit and isinstance(self._failure, OwnershipLost):
                 self._failure = None
                 self._leaving = False
                 if not await self._snapshot(always=True):
@@ -387,19 +395,17 @@ class Processor:
         if cut is None:
             return False
         started_ms = self._clock.monotonic_ms()
-        self._torn = True
         try:
             while not cut.advance(CUT_WORKFLOWS):  # noqa: ASYNC110 - nothing is waited for: folding gets its turn
                 await asyncio.sleep(CUT_PAUSE_S)
             await self._commit(cut)
-        except (LogError, TimeoutError) as error:
+        except (Exception, asyncio.CancelledError) as error:
+            # What was cut for it is in none, so another must not follow.
+            self._fail(error if isinstance(error, Exception) else LogError("cancelled in a snapshot"))
+            if not isinstance(error, (LogError, TimeoutError)):
+                raise
             self._metrics.snapshots.labels("fenced" if isinstance(error, Fenced) else "failed").inc()
-            self._fail(error)
             return False
-        except asyncio.CancelledError:
-            self._fail(LogError("cancelled in a snapshot"))
-            raise
-        self._torn = False
         self.saved = True
         self._metrics.snapshots.labels("committed").inc()
         self._metrics.snapshot_records.inc(len(cut.records))
@@ -414,7 +420,8 @@ class Processor:
                 raise TimeoutError(f"{len(pending)} sends were not acknowledged within {ACK_TIMEOUT_S} s")
             for future in done:
                 future.result()
-        if self._failure is not None:
+        # A claim of another member is behind the cut: up to there all is as it was.
+        if self._failure is not None and not isinstance(self._failure, OwnershipLost):
             raise LogError(f"sending failed before the snapshot: {self._failure}")
         assert self._transactions is not None
         await self._transactions.transact(

@@ -58,7 +58,7 @@ from .digest import REBUILD, CheckpointsDamaged, Digest
 from .gate import CircuitView, Gate
 from .limits import EVENT_REASON_CHARS_MAX, LOSS_GRACE_MS, OUTCOME_FLUSH_MS
 from .losses import Losses, Watched
-from .machine import Append, Cut, Ownership
+from .machine import Append, Cut, LastWord, Ownership
 from .metrics import EngineMetrics
 from .outcomes import Outcomes
 from .timers import Timers
@@ -518,13 +518,16 @@ class WorkflowMachine:
         if not succession:
             self.succeed(None)
 
-    def succeed(self, held: Set[str] | None) -> None:
+    def succeed(self, word: LastWord | None) -> None:
         unsaid, self._unsaid = self._unsaid, None
         assert unsaid is not None
         again: list[Dispatch] = []
+        for workflow_id, unsent in (word or {}).items():
+            self._let_go_before(workflow_id, unsent)
         for effect in unsaid.commands.values():
-            if held is None or effect.command.workflow_id in held:
-                self.gate.over(effect.command.command_id)
+            command = effect.command
+            if word is None or command.command_id in word.get(command.workflow_id, ()):
+                self.gate.over(command.command_id)
                 again.append(effect)
             else:
                 self._watch(effect)
@@ -535,12 +538,21 @@ class WorkflowMachine:
             state = self._fold.get(workflow_id)
             if state is not None and state.status in _STOPPING:
                 self._refuse_held(workflow_id)
-        if held is None:
+        if word is None:
             self._emits = {**unsaid.emits, **self._emits}
             self._backlog = unsaid.backlog + self._backlog
             self._to_stop = unsaid.to_stop + self._to_stop
         self._send_commands()
         self._send_backlog()
+
+    def _let_go_before(self, workflow_id: str, unsent: Set[str]) -> None:
+        """What the owner before had withheld by its marker, and has sent since."""
+        for effect in self.gate.held_of(workflow_id):
+            command_id = effect.command.command_id
+            if effect.maybe_sent and command_id not in unsent:
+                self.gate.answered(command_id)
+                self.gate.sent(effect, self._claims(effect))
+                self._watch(effect)
 
     def stop(self) -> None:
         self._settle_touched()
@@ -569,7 +581,7 @@ class WorkflowMachine:
                 self._lose_all_out(watched.workflow_id)
             else:
                 self._lose(lost_id, watched, watched.message)
-        if self.gate.held:
+        if self.gate.held and self._unsaid is None:  # what waited before the claim, the owner before may have sent
             for effect in self.gate.release(now_ms):
                 assert effect.command.withheld is not None
                 self._metrics.released(effect.command.withheld)
@@ -798,11 +810,13 @@ class WorkflowMachine:
         if counted := self.gate.counted(workflow_id):
             extra.append((_LIMITED, encode(counted)))
         if withheld := self.gate.withheld(workflow_id):
-            for entry, held in zip(withheld, self.gate.held_of(workflow_id), strict=True):
+            waiting = self.gate.held_of(workflow_id)
+            for entry, held in zip(withheld, waiting, strict=True):
                 if held.command.definition != state.definition:
                     entry["definition"] = held.command.definition
             document["withheld"] = withheld
-            extra.append((outputs.WITHHELD, b"1"))
+            names = [held.command.command_id[len(workflow_id) + 1 :] for held in waiting]
+            extra.append((outputs.WITHHELD, encode(names)))
             raw = encode(document)
         else:
             self._resting[workflow_id] = raw

@@ -4,7 +4,8 @@ python -m tests.simulation simulate --seeds N [--first S] [--hours H] [--plant B
 python -m tests.simulation replay SEED [--plant BUG] [--as-is] [--lines N]
 python -m tests.simulation planted [--seeds N] [BUG ...]
 
-All take `--projected some|all|none`: which seeds have projectors and a real PostgreSQL.
+All take `--projected some|all|none`: which seeds have projectors and a real PostgreSQL, and `--rolled some|all|none`: in which
+engines are restarted one after the other, and nothing else goes wrong.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ def main() -> int:
             choices=("some", "all", "none"),
             default="some",
             help="which seeds have projectors and a real PostgreSQL (default: one in five)",
+        )
+        task.add_argument(
+            "--rolled",
+            choices=("some", "all", "none"),
+            default="some",
+            help="in which seeds only rolling restarts go on (default: one in eight)",
         )
     for task in (simulate, replay):
         task.add_argument("--plant", default=None, help="the name of a bug to plant")

@@ -66,7 +66,7 @@ from .projection import (
     what_cannot_be_projected_is_in_quarantine,
 )
 from .questions import Questions
-from .restarts import parked_commands_go_out_on_a_ramp
+from .restarts import a_rolling_restart_is_not_noticed, parked_commands_go_out_on_a_ramp
 from .rogue import GHOST
 from .spy import Sent
 from .timetables import schedules_keep_their_times
@@ -985,6 +985,7 @@ CHECKERS: Final[tuple[Callable[[Evidence], list[str]], ...]] = (
     budgets_hold,
     limits_hold,
     parked_commands_go_out_on_a_ramp,
+    a_rolling_restart_is_not_noticed,
     cancelled_by_request,
     quarantine_holds_garbage_only,
     rows_are_what_the_log_says,

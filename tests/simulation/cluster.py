@@ -44,6 +44,11 @@ RETRY_S: Final = 0.3
 PROBE_TIMEOUT_S: Final = 500.0
 ANSWER_S: Final = 1.0
 """How long the client waits to be told whether its start counted, before it goes on with the plan."""
+GRACE_S: Final = 30.0
+"""How long an engine that is told to stop may take before it is killed."""
+READY_S: Final = 60.0
+"""How long a rolling restart waits for the engine that it has started."""
+LOOK_S: Final = 0.1
 PROBE: Final = Definition(name="probe", steps=(Step(name="probe", agent="a0"),))
 
 
@@ -85,6 +90,7 @@ class Cluster:
     """(topic, partition, offset) of commands that somebody made their agent's group pass over."""
     extras: int = 0
     rogues: int = 0
+    _rolls: list[asyncio.Task[None]] = field(default_factory=list)
     _context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     # --- building
@@ -114,7 +120,7 @@ class Cluster:
         machine.incarnation += 1
         name = machine.name if machine.incarnation == 1 else f"{machine.name}#{machine.incarnation}"
         process = machine.process = self.loop.process(name)
-        machine.stop = asyncio.Event()
+        machine.stop, machine.engine = asyncio.Event(), None
         task = process.spawn(machine.main(machine, machine.stop), name="main")
         task.add_done_callback(lambda done: self._exited(machine, process, done), context=self._context)
         self.trace.note(f"start {name}")
@@ -339,6 +345,8 @@ class Cluster:
             case Kind.STOP:
                 assert machine is not None
                 self._stop(machine, fault.for_ms)
+            case Kind.ROLL:
+                self._rolls.append(self.loop.create_task(self._roll(fault.for_ms, fault.amount)))
             case Kind.OUTAGE:
                 self.kafka.outage(fault.for_ms)
             case Kind.CLOCK_STEP:
@@ -401,6 +409,36 @@ class Cluster:
             return
         machine.stop.set()
         process.on_death.append(lambda: self._later(restart_ms, lambda: self.start(machine)))
+
+    async def _roll(self, for_ms: int, apart_ms: int) -> None:
+        """As whoever deploys does it: SIGTERM, SIGKILL for one that takes too long, and then the next."""
+        for number in range(self.plan.engines):
+            machine = self.machines[f"engine-{number}"]
+            process, stop = machine.process, machine.stop
+            if process is not None and not process.dead and stop is not None:
+                self.trace.note(f"ROLL {process.name}")
+                stop.set()
+                if not await self._until(lambda process=process: process.dead, GRACE_S):
+                    process.kill()
+                await asyncio.sleep(for_ms / 1000)
+            self.start(machine)
+            if apart_ms:
+                await asyncio.sleep(apart_ms / 1000)
+            else:
+                await self._until(lambda machine=machine: _is_ready(machine), READY_S)
+
+    async def _until(self, true: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether it came to be true in time."""
+        until_s = self.loop.time() + timeout_s
+        while not true():
+            if self.loop.time() > until_s:
+                return False
+            await asyncio.sleep(LOOK_S)
+        return True
+
+    async def rolled(self) -> None:
+        """Until all rolling restarts are over."""
+        await asyncio.gather(*self._rolls)
 
     def _join(
         self, for_ms: int, kind: str, main: Callable[[Machine, asyncio.Event], Coroutine[Any, Any, None]]
@@ -486,6 +524,11 @@ class Cluster:
                 self.problems.append(f"{', '.join(left)} did not stop within {timeout_s:g} s")
                 return
             await asyncio.sleep(0.1)
+
+
+def _is_ready(machine: Machine) -> bool:
+    engine, process = machine.engine, machine.process
+    return engine is not None and process is not None and not process.dead and engine.health.ready().ok
 
 
 def ended_ids(plan: Plan, kafka: Any) -> set[str]:

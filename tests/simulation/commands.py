@@ -24,7 +24,7 @@ from .shrink import shrink
 
 TRACE_LINES: Final = 40
 LINE_CHARS: Final = 240
-PROJECTED: Final[dict[str, bool | None]] = {"some": None, "all": True, "none": False}
+SEEDS: Final[dict[str, bool | None]] = {"some": None, "all": True, "none": False}
 INTERRUPT: Final = frozenset({signal.SIGINT})
 BROKEN: Final = "harness"
 """In a checker's place: the run raised."""
@@ -36,8 +36,7 @@ RUNS_PER_WORKER: Final = 200
 def simulate(arguments: Namespace) -> int:
     started_s = time.monotonic()
     until_s = started_s + 3_600 * arguments.hours if arguments.hours is not None else None
-    projected = PROJECTED[arguments.projected]
-    work = partial(_run, plant=arguments.plant, as_is=arguments.as_is, projected=projected)
+    work = partial(_run, plant=arguments.plant, as_is=arguments.as_is, **_which(arguments))
     statuses: Counter[str] = Counter()
     checkers: Counter[str] = Counter()
     failed: list[int] = []
@@ -69,7 +68,7 @@ def simulate(arguments: Namespace) -> int:
 
 
 def replay(arguments: Namespace) -> int:
-    plan = plan_of(arguments.seed, projected=PROJECTED[arguments.projected])
+    plan = plan_of(arguments.seed, **_which(arguments))
     again = partial(run_plan, plant=arguments.plant, as_is=arguments.as_is)
     with served():
         outcome = again(plan)
@@ -100,8 +99,9 @@ def planted(arguments: Namespace) -> int:
     with served(), _pool(arguments.jobs) as pool:
         for name in names:
             started_s = time.monotonic()
-            projected = True if BUGS[name].projected else PROJECTED[arguments.projected]
-            found = _find(pool, name, arguments.seeds, arguments.jobs, projected)
+            found = _find(
+                pool, name, arguments.seeds, arguments.jobs, _which(arguments) | dict.fromkeys(BUGS[name].only, True)
+            )
             took_s = time.monotonic() - started_s
             if found is None:
                 print(f"{name:34} not found in {arguments.seeds} seeds ({took_s:.0f} s)", flush=True)
@@ -115,10 +115,15 @@ def planted(arguments: Namespace) -> int:
     return 0 if len(needed) == len(names) else 1
 
 
-def _find(pool: Any, name: str, seeds: int, jobs: int, projected: bool | None) -> Outcome | None:
+def _which(arguments: Namespace) -> dict[str, bool | None]:
+    """Of which seeds `plan_of` is to make what."""
+    return {name: SEEDS[getattr(arguments, name)] for name in ("projected", "rolled")}
+
+
+def _find(pool: Any, name: str, seeds: int, jobs: int, which: dict[str, bool | None]) -> Outcome | None:
     """The first seed, in their order, that shows the bug."""
-    work = partial(_run, plant=name, as_is=False, projected=projected)
-    without = {"plant": None, "as_is": False, "projected": projected}
+    work = partial(_run, plant=name, as_is=False, **which)
+    without = {"plant": None, "as_is": False, **which}
     for outcome in _each(pool, work, _seeds(1, seeds, None), jobs):
         # A seed that fails without the bug, too, has found something else. And of a run that broke no checker has seen anything.
         if (
@@ -163,9 +168,9 @@ def _settle() -> None:
     gc.freeze()
 
 
-def _run(seed: int, *, plant: str | None, as_is: bool, projected: bool | None) -> Outcome:
+def _run(seed: int, *, plant: str | None, as_is: bool, **which: bool | None) -> Outcome:
     try:
-        outcome = run(seed, plant=plant, as_is=as_is, projected=projected)
+        outcome = run(seed, plant=plant, as_is=as_is, **which)
     except Exception:  # noqa: BLE001 - a run that breaks is a run that failed, and the next ones go on
         outcome = Outcome(seed, [(BROKEN, traceback.format_exc())], 0, Counter(), 0, 0.0, 0.0, "")
     if not outcome.failed:
@@ -175,7 +180,8 @@ def _run(seed: int, *, plant: str | None, as_is: bool, projected: bool | None) -
 
 def _show(outcome: Outcome, arguments: Namespace) -> None:
     options = (f" --plant {arguments.plant}" if arguments.plant else "") + (" --as-is" if arguments.as_is else "")
-    options += f" --projected {arguments.projected}" if arguments.projected != "some" else ""
+    for name in ("projected", "rolled"):
+        options += f" --{name} {getattr(arguments, name)}" if getattr(arguments, name) != "some" else ""
     print(f"--- seed {outcome.seed} failed")
     for line in outcome.trace[-TRACE_LINES:]:
         print(line[:LINE_CHARS])

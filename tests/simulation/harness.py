@@ -70,9 +70,9 @@ class Outcome:
         return bool(self.problems)
 
 
-def run(seed: int, *, plant: str | None = None, as_is: bool = False, projected: bool | None = None) -> Outcome:
-    """Runs the plan of a seed; `plant` is the name of a bug to plant, `as_is` leaves known bugs unmended."""
-    return run_plan(plan_of(seed, projected=projected), plant=plant, as_is=as_is)
+def run(seed: int, *, plant: str | None = None, as_is: bool = False, **which: bool | None) -> Outcome:
+    """Runs the plan of a seed (`which`: see `plan_of`); `plant` names a bug to plant, `as_is` leaves known bugs unmended."""
+    return run_plan(plan_of(seed, **which), plant=plant, as_is=as_is)
 
 
 def run_plan(plan: Plan, *, plant: str | None = None, as_is: bool = False) -> Outcome:
@@ -149,6 +149,7 @@ async def _run(
     await cluster.break_things()
     await asyncio.sleep(max(0.0, plan.chaos_ms / 1000 - loop.time()))
     cluster.heal()
+    await cluster.rolled()
     await _end(plan, loop, kafka, cluster)
     await cluster.stop(STOP_S, "engine", "extra", "operator")
     # The last engine may have taken over what the first gave up, and sent again what was open.

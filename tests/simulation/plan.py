@@ -24,6 +24,9 @@ ACCOUNTS: Final = 5
 BALANCE: Final = 100
 NARROW_EVERY: Final = 2
 LEFT_OUT: Final = 0.6
+ONLY_ROLLED: Final = 0.12
+"""Of all plans: nothing else goes wrong in them, so a roll must not be noticed."""
+ROLLED_TOO: Final = 0.06
 PROJECTED_EVERY: Final = 5
 """PostgreSQL is real, and costs more than all that is simulated."""
 
@@ -37,6 +40,9 @@ class Kind(StrEnum):
     """For `for_ms`: longer than the session makes a zombie of it."""
     STOP = "stop"
     """In good order; started again after `for_ms`."""
+    ROLL = "roll"
+    """Each engine in turn stops in good order and is started again after `for_ms`; the next one `amount` ms later, or, when that
+    is 0, once it is ready."""
     OUTAGE = "outage"
     """The brokers are away for `for_ms`."""
     CLOCK_STEP = "clock_step"
@@ -81,7 +87,7 @@ class Fault:
     """A machine (`engine-0`, `host-1`) or a service."""
     for_ms: int = 0
     amount: int = 0
-    """Steps before a kill, milliseconds of a clock's step, percent of drift, records of a replay."""
+    """Steps before a kill, milliseconds of a clock's step or between two engines, percent of drift, records of a replay."""
 
     def __str__(self) -> str:
         parts = [f"{self.at_ms} ms: {self.kind}", self.target]
@@ -173,15 +179,18 @@ class Plan:
     """Checkpoints encoded for a snapshot before folding goes on, and for how many seconds; so that it meets one half done."""
 
 
-def plan_of(seed: int, *, projected: bool | None = None) -> Plan:
+def plan_of(seed: int, *, projected: bool | None = None, rolled: bool | None = None) -> Plan:
     """The plan of a seed. One in eight is without faults, and one in eight without misbehaving agents.
 
-    `projected`: with projectors and a database. By default one seed in PROJECTED_EVERY is.
+    `projected`: with projectors and a database; by default one seed in PROJECTED_EVERY is. `rolled`: with rolling restarts and no
+    other faults; by default a share of ONLY_ROLLED.
     """
     plan = _plan_of(seed)
     if seed % NARROW_EVERY == 0:
         plan = narrowed(plan)
-    return with_projectors(plan) if (seed % PROJECTED_EVERY == 0 if projected is None else projected) else plan
+    if seed % PROJECTED_EVERY == 0 if projected is None else projected:
+        plan = with_projectors(plan)
+    return with_rolls(plan, rolled)
 
 
 def _plan_of(seed: int) -> Plan:
@@ -214,6 +223,23 @@ def _plan_of(seed: int) -> Plan:
         timetables=timetables(random.Random(f"{seed}/schedules"), definitions[1:], chaos_ms),
     )
     return replace(plan, starts=with_migrations(seed, plan.starts, definitions, changes))
+
+
+def with_rolls(plan: Plan, only: bool | None = None) -> Plan:
+    """Some plans with rolling restarts in them, beside other faults or alone. By a stream of its own: all else stays as it was."""
+    rng = random.Random(f"rolls/{plan.seed}")
+    drawn = rng.random()
+    alone = drawn < ONLY_ROLLED if only is None else only
+    if not alone and not ONLY_ROLLED <= drawn < ONLY_ROLLED + ROLLED_TOO:
+        return plan
+    count = rng.choice((1, 2, 3))
+    rolls = [
+        Fault(rng.randint(200, plan.chaos_ms), Kind.ROLL, for_ms=rng.choice((50, 1_000, 5_000)), amount=apart_ms)
+        for apart_ms in (rng.choice((0, 0, 200, rng.randint(2_000, 3_000))) for _ in range(count))
+    ]
+    if alone:
+        plan = replace(plan, faults=(), log_faults={}, sql_faults={})
+    return replace(plan, faults=tuple(sorted((*plan.faults, *rolls), key=lambda fault: fault.at_ms)))
 
 
 def narrowed(plan: Plan) -> Plan:

@@ -34,10 +34,12 @@ from sagalog.engine.kernel import (
 )
 from sagalog.engine.kernel.effects import Answered, OwnerChanged, Reason
 from sagalog.engine.kernel.state import NEVER, WorkflowState, move_undo
+from sagalog.engine.runtime import gate
 from sagalog.engine.runtime import schedules as runtime_schedules
 from sagalog.engine.runtime.buckets import Bucket
 from sagalog.engine.runtime.engine import Session
 from sagalog.engine.runtime.gate import Gate
+from sagalog.engine.runtime.limits import RAMP_MS
 from sagalog.engine.runtime.processor import Phase, Processor
 from sagalog.engine.runtime.workflows import WorkflowMachine
 from sagalog.schemas import ids
@@ -55,8 +57,8 @@ class Bug:
     name: str
     mistake: str
     plant: Callable[[Patch], None]
-    projected: bool = False
-    """It is looked for in seeds with projectors only."""
+    only: tuple[str, ...] = ()
+    """It is looked for in such seeds only, as arguments of `plan_of`."""
 
 
 BUGS: Final[dict[str, Bug]] = {}
@@ -66,6 +68,14 @@ def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
     """Registers a planted bug under its function's name; its docstring says what the mistake is."""
     name = plant.__name__.replace("_", "-")
     BUGS[name] = Bug(name, (plant.__doc__ or "").strip(), plant)
+    return plant
+
+
+def of_rolls(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
+    """A bug that is looked for where engines are restarted, and nothing else goes wrong."""
+    bug(plant)
+    name = plant.__name__.replace("_", "-")
+    BUGS[name] = replace(BUGS[name], only=("rolled",))
     return plant
 
 
@@ -293,15 +303,15 @@ def standby_keeps_what_it_looked_at(patch: Patch) -> None:
 
 
 @bug
-def torn_snapshot_is_handed_over(patch: Patch) -> None:
-    """An owner whose snapshot fails as it reads another's claim hands over without what was in that snapshot."""
-    original = Processor.hand_over
+def failure_after_a_claim_is_forgotten(patch: Patch) -> None:
+    """An owner whose snapshot or send fails after it has read another's claim hands over as if it had not."""
+    original = Processor._fail
 
-    async def hand_over(self: Any) -> None:
-        self._torn = False
-        await original(self)
+    def fail(self: Any, error: BaseException) -> None:
+        if self._failure is None:
+            original(self, error)
 
-    patch.set(Processor, "hand_over", hand_over)
+    patch.set(Processor, "_fail", fail)
 
 
 @bug
@@ -320,13 +330,13 @@ def handed_over_is_not_watched(patch: Patch) -> None:
     """What the owner before has sent is waited for without end."""
     original = WorkflowMachine.succeed
 
-    def succeed(self: Any, held: Any) -> None:
-        if held is not None:
+    def succeed(self: Any, word: Any) -> None:
+        if word is not None:
             with Patch() as inner:
                 inner.set(WorkflowMachine, "_watch", lambda self, effect: None)
-                original(self, held)
+                original(self, word)
         else:
-            original(self, held)
+            original(self, word)
 
     patch.set(WorkflowMachine, "succeed", succeed)
 
@@ -335,7 +345,101 @@ def handed_over_is_not_watched(patch: Patch) -> None:
 def gate_of_the_owner_before_forgotten(patch: Patch) -> None:
     """What waited at the gate of an owner that hands over is taken for sent."""
     original = WorkflowMachine.succeed
-    patch.set(WorkflowMachine, "succeed", lambda self, held: original(self, held and set()))
+    patch.set(WorkflowMachine, "succeed", lambda self, word: original(self, word and dict.fromkeys(word, ())))
+
+
+@of_rolls
+def what_waits_is_told_by_workflow(patch: Patch) -> None:
+    """Where one command of a workflow waits at the gate of an owner that hands over, all of its commands are taken for unsent."""
+    original = Processor._is_last_marker
+
+    def is_last_marker(self: Any, message: Any) -> bool:
+        last = original(self, message)
+        key = (message.key or b"").decode(errors="replace")
+        if self._word.get(key):
+            self._word[key] = _Everything()
+        return last
+
+    patch.set(Processor, "_is_last_marker", is_last_marker)
+
+
+class _Everything(set[str]):
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+@of_rolls
+def marker_before_the_claim_is_the_last(patch: Patch) -> None:
+    """A marker just before the claim covers all events before it, and is believed, although the gate let commands go after it."""
+    original = Processor._is_last_marker
+
+    def is_last_marker(self: Any, message: Any) -> bool:
+        self._owned_at -= 1
+        last = original(self, message)
+        self._owned_at += 1
+        return last
+
+    patch.set(Processor, "_is_last_marker", is_last_marker)
+
+
+@of_rolls
+def gate_lets_out_what_the_owner_before_has_let_out(patch: Patch) -> None:
+    """What waited by the marker of the owner before is let out, whatever that one has sent since."""
+    patch.set(WorkflowMachine, "_let_go_before", lambda self, workflow_id, unsent: None)
+
+
+@of_rolls
+def claim_breaks_a_snapshot_off(patch: Patch) -> None:
+    """A snapshot during which another's claim is read fails, and so nothing is handed over."""
+    original = Processor._commit
+
+    async def commit(self: Any, cut: Any) -> None:
+        if self._failure is not None:
+            raise LogError(f"sending failed before the snapshot: {self._failure}")
+        await original(self, cut)
+
+    patch.set(Processor, "_commit", commit)
+
+
+@of_rolls
+def leaves_without_a_word_where_it_is_new(patch: Patch) -> None:
+    """An engine that stops says that it hands over only where it may write a snapshot already."""
+    original = Processor.leave
+
+    async def leave(self: Any) -> None:
+        if self._may_commit:
+            await original(self)
+
+    patch.set(Processor, "leave", leave)
+
+
+@bug
+def ramp_makes_up_for_lost_time(patch: Patch) -> None:
+    """The steps of a ramp are due by the time since the circuit closed: whoever is late takes the next one sooner."""
+    original_circuit, original = Gate.circuit, Gate._release_service
+
+    def circuit(self: Any, service: str, view: Any) -> None:
+        original_circuit(self, service, view)
+        entry = self._service(service)
+        if view.status is CircuitStatus.CLOSED and entry.queue and not entry.ramp_size:
+            entry.ramp_size, entry.ramp_next_ms = gate.RAMP_FIRST, self._monotonic_ms
+
+    def release_service(self: Any, service: Any, now_ms: int, released: Any) -> None:
+        while True:
+            due_ms, before = service.ramp_next_ms, service.ramp_size
+            original(self, service, now_ms, released)
+            if not before or service.ramp_size == before or service.view.status is not CircuitStatus.CLOSED:
+                return
+            service.ramp_next_ms = due_ms + RAMP_MS
+
+    patch.set(Gate, "circuit", circuit)
+    patch.set(Gate, "_release_service", release_service)
+
+
+@bug
+def circuit_that_closes_lets_all_out(patch: Patch) -> None:
+    """When a circuit closes, all that waited for it goes out at once."""
+    patch.set(gate, "RAMP_FIRST", 1_000)
 
 
 @bug

@@ -19,7 +19,7 @@ from .planted import BUGS, bug
 def projector_bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
     bug(plant)
     name = plant.__name__.replace("_", "-")
-    BUGS[name] = replace(BUGS[name], projected=True)
+    BUGS[name] = replace(BUGS[name], only=("projected",))
     return plant
 
 

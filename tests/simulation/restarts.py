@@ -8,14 +8,17 @@ Rules:
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from sagalog.engine.runtime.gate import CIRCUIT_OPEN, RAMP
 from sagalog.engine.runtime.limits import RAMP_FIRST, RAMP_MS
+from sagalog.infra.simulation import EPOCH_MS
 
 from .limited import DRIFT
+from .plan import Kind
 
 if TYPE_CHECKING:
     from .checkers import Evidence
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
 STEP_S: Final = (RAMP_MS - 1) / 1000 / DRIFT
 NOTICED_S: Final = 0.3
 """The longest that a workflow may wait while engines are restarted one after the other."""
+
+
+SETTLED_MS: Final = 5_000
+"""By then every engine that was started at the beginning is ready."""
 
 
 @dataclass(slots=True)
@@ -56,4 +63,30 @@ def parked_commands_go_out_on_a_ramp(evidence: Evidence) -> list[str]:
                     f"where {step.size} may go"
                 )
             step = _Step(2 * step.size, at_s + STEP_S) if count >= step.size else _Step()
+    return problems
+
+
+def a_rolling_restart_is_not_noticed(evidence: Evidence) -> list[str]:
+    """Where nothing else goes wrong nothing is sent twice, and with another engine to go on nothing waits for long."""
+    plan = evidence.plan
+    if plan.log_faults or {fault.kind for fault in plan.faults} != {Kind.ROLL}:
+        return []
+    commands = [sent for sent in evidence.sent if ".commands." in sent.topic]
+    times = Counter(sent.ce_id for sent in commands)
+    problems = [f"{command_id} was sent {count} times" for command_id, count in times.items() if count > 1]
+    roll = plan.faults[0]
+    if plan.engines == 1 or len(plan.faults) > 1 or roll.amount or roll.at_ms < SETTLED_MS:
+        return problems
+    for partition, refold in enumerate(evidence.refolds):
+        at_s = {
+            message.offset: (message.timestamp - EPOCH_MS) / 1000
+            for message in evidence.kafka.records(evidence.topics.events, partition)
+        }
+        for sent in commands:
+            asked_at = refold.dispatched_at.get(sent.ce_id)
+            if asked_at is None or sent.withheld is not None or sent.ce_id in refold.limited:
+                continue
+            waited_s = sent.at_s - at_s[asked_at]
+            if waited_s > NOTICED_S and at_s[asked_at] > roll.at_ms / 1000:
+                problems.append(f"{sent.ce_id} waited {waited_s * 1000:.0f} ms while engines were restarted")
     return problems

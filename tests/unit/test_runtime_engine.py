@@ -14,12 +14,12 @@ import orjson
 import pytest
 
 from sagalog.engine.runtime.engine import Engine
-from sagalog.engine.runtime.processor import Phase, Processor
+from sagalog.engine.runtime.processor import OwnershipLost, Phase, Processor
 from sagalog.engine.testing import SagaTest
 from sagalog.infra.simulation import SimulatedRng
 from sagalog.schemas.definitions import Definition, Step
 from sagalog.schemas.records import OWNER_KEY
-from sagalog.topics.log import ProducerBroken
+from sagalog.topics.log import LogError, ProducerBroken
 from sagalog.topics.specs import Topics
 
 ONE = Definition(name="one", steps=(Step(name="a", agent="worker"),))
@@ -235,3 +235,71 @@ def test_an_owner_that_slept_over_the_claims_of_others_commits_nothing_when_it_w
         t.settle()
         assert t.run("one", workflow_id="w0", on_duplicate="replace").status == "completed"
         assert all(p.phase is Phase.LIVE for p in processors(t))
+
+
+# --- handing over
+
+
+def test_a_snapshot_during_which_the_claim_of_another_is_read_is_finished() -> None:
+    """Else the next owner would wait in vain for a last word, and send everything again."""
+
+    async def claimed_meanwhile(found: Processor) -> bool:
+        sending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        found._unacked.add(sending)
+        snapshot = asyncio.create_task(found.snapshot(always=True))
+        await asyncio.sleep(0)
+        found._fail(OwnershipLost("another owns it now"))
+        sending.set_result(None)
+        return await snapshot
+
+    with system() as t:
+        assert t.run("one").status == "completed"
+        t.settle()
+        assert t.do(claimed_meanwhile(processors(t)[0]))
+
+
+def test_who_could_not_send_all_before_the_claim_of_another_does_not_hand_over() -> None:
+    """Its last word would say that all was sent."""
+
+    async def loses_it_and_fails(found: Processor) -> bool:
+        sending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        sending.set_exception(LogError("the send failed"))
+        found._fail(OwnershipLost("another owns it now"))
+        found._acked(sending)
+        found.saved = False
+        await found.hand_over()
+        return found.saved
+
+    with system() as t:
+        assert t.run("one").status == "completed"
+        t.settle()
+        events = next(p for p in processors(t) if p.input.topic == "test.events")
+        assert not t.do(loses_it_and_fails(events))
+
+
+def test_who_is_to_leave_before_it_may_write_a_snapshot_says_so_once_it_may() -> None:
+    """Else nobody would know that it hands over, and what it has sent would be sent again."""
+
+    async def leaves(t: SagaTest) -> tuple[bool, bool, bool]:
+        session: Any = t._engine and t._engine.session
+        found: Processor = session._make(at)
+        found.promote(succession=False)
+        following = asyncio.create_task(found.follow(lambda: None))
+        while found.phase is not Phase.CATCHING_UP:  # noqa: ASYNC110 - simulated time
+            await asyncio.sleep(0.01)
+        leaving = asyncio.create_task(found.leave())
+        await asyncio.sleep(0.05)
+        early = leaving.done()
+        reader = await session._log.read({at: found.position}, committed=True)
+        while not (following.done() and found.position >= (found._fenced_at or 0)):
+            for messages in (await reader.poll(10, 1)).values():
+                found.feed(messages)
+        await leaving
+        await reader.close()
+        return early, found.saved, found._leaving
+
+    with system() as t:
+        assert t.run("one").status == "completed"
+        t.settle()
+        at = next(p.input for p in processors(t) if p.machine.stats().get("workflows"))
+        assert t.do(leaves(t)) == (False, True, True)

@@ -367,9 +367,9 @@ class Successor(World):
     def owner_changed(self, epoch: int, member: str) -> None:
         self.machine.go_live(self.now_ms, succession=True)
 
-    def succeed(self, held: set[str] | None) -> list[tuple[str, Any]]:
+    def succeed(self, word: dict[str, set[str]] | None) -> list[tuple[str, Any]]:
         self.sent.clear()
-        self.machine.succeed(held)
+        self.machine.succeed(word)
         return self.appended()
 
 
@@ -384,7 +384,7 @@ def test_what_the_owner_before_has_sent_is_not_sent_again() -> None:
     claim.offset, behind.offset = 3, 4
 
     assert command_ids(world.fold(*started(Successor(), saga), claim, behind)) == ["w2/a/1/execute"], "at once"
-    assert world.succeed(set()) == []
+    assert world.succeed({"w1": set()}) == []
 
     lost = world.tick(saga.steps[0].timeout_ms + saga.steps[0].start_timeout_ms + 10_000)
     assert [event["step"] for topic, event in lost if topic == "t.events"] == ["a", "a"], "both are watched"
@@ -394,7 +394,48 @@ def test_what_waited_at_the_gate_of_the_owner_before_is_sent_by_the_next() -> No
     world = Successor()
     world.fold(*started(world, definition()), world.record(Owned(1, "me"), "@owner"))
 
-    assert command_ids(world.succeed({"w1"})) == ["w1/a/1/execute"]
+    assert command_ids(world.succeed({"w1": {"w1/a/1/execute"}})) == ["w1/a/1/execute"]
+
+
+def test_of_a_workflow_only_what_the_owner_before_has_not_sent_is_sent_by_the_next() -> None:
+    """One of its steps waited at that one's gate, another did not."""
+    saga = Definition(
+        name="saga", steps=(Step(name="a", agent="worker"), Step(name="b", agent="worker", needs=(), service="bank"))
+    )
+    world = Successor()
+    world.fold(*started(world, saga), world.record(Owned(1, "me"), "@owner"))
+
+    assert command_ids(world.succeed({"w1": {"w1/b/1/execute"}})) == ["w1/b/1/execute"]
+
+
+def test_what_the_owner_before_has_let_out_of_its_gate_since_its_marker_is_not_let_out_again() -> None:
+    first, second = World(), Successor("next")
+    first.fold(first.record(Owned(1, "me"), "@owner"))
+    for world in (first, second):
+        world.machine.circuit("bank", CircuitView(CircuitStatus.OPEN, START_MS))
+    saga = definition(service="bank")
+    first.fold(*started(first, saga), first.record(WorkflowStarted("saga"), "w2"))
+    handed_to_the_next(first, second)
+    for world in (first, second):
+        world.machine.circuit("bank", CircuitView(CircuitStatus.CLOSED, START_MS + 1))
+    second.fold(second.record(Owned(2, "next"), "@owner"))
+
+    assert second.tick(10) == [], "the owner before may have sent it, and is to say so"
+    assert command_ids(second.succeed({"w1": set()})) == []
+    assert command_ids(second.tick(1_000)) == ["w2/a/1/execute"], "that one it has said nothing new of"
+    second.tick(saga.steps[0].timeout_ms + saga.steps[0].start_timeout_ms + 10_000)
+    assert {record.key for _, record in second.sent} == {b"w1", b"w2"}, "both are watched"
+
+
+def test_a_checkpoint_names_what_of_its_workflow_waits() -> None:
+    world = World()
+    world.machine.circuit("bank", CircuitView(CircuitStatus.OPEN, START_MS))
+    free = Step(name="b", agent="worker", needs=())
+    saga = Definition(name="saga", steps=(Step(name="a", agent="worker", service="bank"), free))
+    world.fold(world.record(Owned(1, "me"), "@owner"), *started(world, saga))
+
+    (found,) = (record for record in checkpoints_of(world) if record.key == b"w1")
+    assert dict(found.headers)[outputs.WITHHELD] == b'["a/1/execute"]'
 
 
 def test_without_a_last_word_everything_is_sent_again() -> None:
