@@ -303,18 +303,6 @@ def standby_keeps_what_it_looked_at(patch: Patch) -> None:
 
 
 @bug
-def failure_after_a_claim_is_forgotten(patch: Patch) -> None:
-    """An owner whose snapshot or send fails after it has read another's claim hands over as if it had not."""
-    original = Processor._fail
-
-    def fail(self: Any, error: BaseException) -> None:
-        if self._failure is None:
-            original(self, error)
-
-    patch.set(Processor, "_fail", fail)
-
-
-@bug
 def any_marker_is_the_last(patch: Patch) -> None:
     """The first marker that comes after a claim is believed to cover everything before the claim."""
     original = Processor._is_last_marker
