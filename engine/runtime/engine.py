@@ -541,6 +541,7 @@ class Session:
             # Transaction markers of other writers are never applied: of what looks behind, ask how far it has been read.
             if processor is not None and processor.reads and processor.position < end:
                 passed[partition] = await reader.position(partition)
+                processor.has_passed(passed[partition])
         self._health.ended_at(ends, passed)
 
     # --- what all processors share

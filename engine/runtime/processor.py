@@ -95,6 +95,8 @@ class Processor:
         self._transactions: TransactionalProducer | None = None
         self._fenced_at: int | None = None
         """Where the log ended when the owner before had been fenced."""
+        self._passed = 0
+        """Up to there it has read. Behind its last record there may be markers of others' transactions, records to nobody."""
         self._group = group
         self._member = member
         self._clock = clock
@@ -311,6 +313,11 @@ class Processor:
         self._guarded(lambda: self.machine.fold(messages, self))
         self._look_whether_it_may_commit()
 
+    def has_passed(self, offset: int) -> None:
+        """It has been fed all records before `offset`."""
+        self._passed = offset
+        self._look_whether_it_may_commit()
+
     def tick(self, now_ms: int, monotonic_ms: int) -> None:
         if self.phase is Phase.LIVE:
             self._guarded(lambda: self.machine.tick(now_ms, monotonic_ms))
@@ -359,7 +366,8 @@ class Processor:
     @property
     def _may_commit(self) -> bool:
         """Whether it is known that nobody claimed the partition between its own claim and its fence."""
-        return self.phase is Phase.LIVE and self._fenced_at is not None and self.position >= self._fenced_at
+        read = max(self.position, self._passed)
+        return self.phase is Phase.LIVE and self._fenced_at is not None and read >= self._fenced_at
 
     def _look_whether_it_may_commit(self) -> None:
         if self._may_commit:

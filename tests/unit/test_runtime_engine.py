@@ -19,7 +19,7 @@ from sagalog.engine.testing import SagaTest
 from sagalog.infra.simulation import SimulatedRng
 from sagalog.schemas.definitions import Definition, Step
 from sagalog.schemas.records import OWNER_KEY
-from sagalog.topics.log import LogError, ProducerBroken
+from sagalog.topics.log import LogError, Out, ProducerBroken
 from sagalog.topics.specs import Topics
 
 ONE = Definition(name="one", steps=(Step(name="a", agent="worker"),))
@@ -235,6 +235,24 @@ def test_an_owner_that_slept_over_the_claims_of_others_commits_nothing_when_it_w
         t.settle()
         assert t.run("one", workflow_id="w0", on_duplicate="replace").status == "completed"
         assert all(p.phase is Phase.LIVE for p in processors(t))
+
+
+def test_an_owner_behind_whose_last_record_there_is_only_the_marker_of_a_transaction_takes_snapshots() -> None:
+    async def fenced_behind_a_marker(t: SagaTest) -> Processor:
+        """It asked where the log ends after another writer's transaction had ended."""
+        found = next(p for p in processors(t) if p.input.topic == "test.events")
+        other = await t._kafka.log("other").transactional("other")
+        await other.transact({found.input: [Out(b"w", b"not an event")]})
+        await other.close()
+        found._fenced_at = t._kafka.partition(found.input).end
+        return found
+
+    with system() as t:
+        assert t.run("one").status == "completed"
+        t.settle()
+        found = t.do(fenced_behind_a_marker(t))
+        until(t, lambda: found.position == (found._fenced_at or 0) - 1, 1)
+        until(t, lambda: found._may_commit, 5)
 
 
 # --- handing over
