@@ -8,9 +8,9 @@ Rules:
 - The position comes from the marker, never from the group's offsets: a zombie may still commit those.
 - The owner before is fenced when the new one is live, before its first snapshot. What that one still writes meanwhile does no
   harm: it is the same fold of the same log, and all that it changes has changed here since the marker, and so is written anew.
-- Who is live may itself be long outdated, having slept over the claims of others, and would fence the owner of today. So after
-  fencing it asks where the log ends, and commits nothing until it has folded that far: an earlier claim than its fence is known by
-  then, and whoever claims later fences it.
+- Who is live may itself be long outdated, having slept over the claims of others. So it asks where the log ends, and fences nobody
+  before it has folded that far; and as somebody may claim just then, it asks again after fencing, and commits nothing until it
+  has folded that far, too: an earlier claim than its fence is known by then, and whoever claims later fences it.
 - Of an owner that is alive and hands over, the new one awaits the last marker before it sends again what was caused before its
   claim. What comes after the claim goes out at once.
 - A snapshot is cut at an offset and committed only after everything caused up to it is durable.
@@ -115,6 +115,9 @@ class Processor:
         self._failure: BaseException | None = None
         self._started_ms = clock.monotonic_ms()
         self._snapshotting = asyncio.Lock()
+        self._end: int | None = None
+        """Where the log ended before anybody was fenced."""
+        self._at_the_end_or_failed = asyncio.Event()
         self._may_commit_or_failed = asyncio.Event()
         self._live_since_ms: int | None = None
         self.loaded = 0
@@ -176,10 +179,10 @@ class Processor:
             if self._succession:
                 word = await self._last_word(reader)
                 self._guarded(lambda: self.machine.succeed(word))
-            if self._failure is None:
+            if await self._read_to_the_end(reader):
                 self._transactions = await self._log.transactional(self._transactional_id)
                 self._fenced_at = (await reader.end_offsets([self.input]))[self.input]
-                self._look_whether_it_may_commit()
+                self._look_how_far_it_is()
         finally:
             await reader.close()
 
@@ -311,12 +314,12 @@ class Processor:
         """Folds records; whatever they cause is queued for sending. Never blocks, never raises."""
         self._set_time()
         self._guarded(lambda: self.machine.fold(messages, self))
-        self._look_whether_it_may_commit()
+        self._look_how_far_it_is()
 
     def has_passed(self, offset: int) -> None:
         """It has been fed all records before `offset`."""
         self._passed = offset
-        self._look_whether_it_may_commit()
+        self._look_how_far_it_is()
 
     def tick(self, now_ms: int, monotonic_ms: int) -> None:
         if self.phase is Phase.LIVE:
@@ -352,7 +355,7 @@ class Processor:
         # Who has lost the partition may still hand over, but not if something that it sent before failed.
         if self._failure is None or isinstance(self._failure, OwnershipLost):
             self._failure = error
-            self._may_commit_or_failed.set()
+            self._look_how_far_it_is()
 
     # --- snapshots
 
@@ -366,12 +369,24 @@ class Processor:
     @property
     def _may_commit(self) -> bool:
         """Whether it is known that nobody claimed the partition between its own claim and its fence."""
-        read = max(self.position, self._passed)
-        return self.phase is Phase.LIVE and self._fenced_at is not None and read >= self._fenced_at
+        return self.phase is Phase.LIVE and self._fenced_at is not None and self._has_read_to(self._fenced_at)
 
-    def _look_whether_it_may_commit(self) -> None:
-        if self._may_commit:
+    def _has_read_to(self, offset: int) -> bool:
+        return max(self.position, self._passed) >= offset
+
+    def _look_how_far_it_is(self) -> None:
+        failed = self._failure is not None
+        if failed or (self._end is not None and self._has_read_to(self._end)):
+            self._at_the_end_or_failed.set()
+        if failed or self._may_commit:
             self._may_commit_or_failed.set()
+
+    async def _read_to_the_end(self, reader: Consumer) -> bool:
+        """Whether nobody has claimed the partition since, as far as the log goes now."""
+        self._end = (await reader.end_offsets([self.input]))[self.input]
+        self._look_how_far_it_is()
+        await self._at_the_end_or_failed.wait()
+        return self._failure is None
 
     async def may_commit(self) -> None:
         """Returns once it may, or has failed."""

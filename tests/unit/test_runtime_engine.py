@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -19,7 +20,7 @@ from sagalog.engine.testing import SagaTest
 from sagalog.infra.simulation import SimulatedRng
 from sagalog.schemas.definitions import Definition, Step
 from sagalog.schemas.records import OWNER_KEY
-from sagalog.topics.log import LogError, Out, ProducerBroken
+from sagalog.topics.log import LogError, Out, ProducerBroken, TopicPartition
 from sagalog.topics.specs import Topics
 
 ONE = Definition(name="one", steps=(Step(name="a", agent="worker"),))
@@ -200,41 +201,94 @@ def test_an_engine_without_topics_says_why_it_is_not_ready() -> None:
         assert "topic nowhere.events does not exist" in problem["why"]
 
 
-def test_an_owner_that_slept_over_the_claims_of_others_commits_nothing_when_it_wakes() -> None:
+class HeldLog:
+    """A log that lets nobody fence before it is told to."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self.told = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    async def transactional(self, transactional_id: str) -> Any:
+        await self.told.wait()
+        return await self._log.transactional(transactional_id)
+
+
+@dataclass
+class Sleeper:
+    """An owner beside the engine, which has claimed the partition of events, and is fed only when a test says so."""
+
+    t: SagaTest
+    processor: Processor
+    log: HeldLog
+    following: asyncio.Task[None]
+
+    @classmethod
+    async def claim(cls, t: SagaTest) -> Sleeper:
+        session: Any = t._engine and t._engine.session
+        found: Any = session._make(TopicPartition("test.events", 0))
+        found._log = log = HeldLog(found._log)
+        found.promote(succession=False)
+        following = session._spawn(found.follow(lambda: None))
+        while found.phase is not Phase.CATCHING_UP:  # noqa: ASYNC110 - simulated time
+            await asyncio.sleep(0.01)
+        return cls(t, found, log, following)
+
+    async def read_until(self, condition: Callable[[], bool]) -> None:
+        at = self.processor.input
+        reader = await self.t._kafka.log("sleeper").read({at: self.processor.position}, committed=False)
+        async with asyncio.timeout(30):
+            while not condition():
+                for message in (await reader.poll(10, 1)).get(at, ()):
+                    self.processor.feed([message])
+        await reader.close()
+
+
+def works_as_ever(t: SagaTest) -> None:
+    t.settle()
+    assert t.run("one", workflow_id="w0", on_duplicate="replace").status == "completed"
+    assert all(p.phase is Phase.LIVE for p in processors(t))
+
+
+def test_an_owner_that_slept_over_the_claims_of_others_disturbs_nobody_when_it_wakes() -> None:
+    with system() as t:
+        assert t.run("one", workflow_id="w0").status == "completed"
+        sleeper = t.do(Sleeper.claim(t))
+        sleeper.log.told.set()
+        for number in range(20):
+            assert t.run("one", workflow_id=f"w-{number}").status == "completed"
+        t.settle()
+        before = processors(t)
+
+        t.do(sleeper.read_until(sleeper.following.done))
+
+        assert isinstance(sleeper.processor.failure, OwnershipLost)
+        works_as_ever(t)
+        assert [p is known for p, known in zip(processors(t), before, strict=True)] == [True] * len(before)
+
+
+def test_an_owner_that_slept_as_it_was_about_to_fence_commits_nothing_when_it_wakes() -> None:
     """Else its checkpoints of long ago would stand among those of today's owner, and the partition could never be loaded again."""
 
-    async def falls_asleep(t: SagaTest) -> tuple[Processor, asyncio.Task[None]]:
-        session: Any = t._engine and t._engine.session
-        found: Processor = session._make(at)
-        found.promote(succession=False)
-        return found, session._spawn(found.follow(lambda: None))
-
-    async def wakes(t: SagaTest, found: Processor, following: asyncio.Task[None]) -> bool:
-        """It reads as far as its own claim, which is all that it gets before it is to commit."""
-        session: Any = t._engine and t._engine.session
-        reader = await session._log.read({at: found.position}, committed=True)
-        while found.phase is not Phase.LIVE:
-            for message in (await reader.poll(1_000, 1)).get(at, ()):
-                found.feed([message])
-        await reader.close()
-        await following
-        return await found.snapshot(always=True)
+    async def wakes(sleeper: Sleeper) -> bool:
+        sleeper.log.told.set()
+        await sleeper.following
+        return await sleeper.processor.snapshot(always=True)
 
     with system() as t:
         assert t.run("one", workflow_id="w0").status == "completed"
-        at = next(p.input for p in processors(t) if p.machine.stats().get("workflows"))
-        old, following = t.do(falls_asleep(t))
-        t.settle()
-        assert old.phase is Phase.CATCHING_UP
+        sleeper = t.do(Sleeper.claim(t))
+        t.do(sleeper.read_until(sleeper.processor._at_the_end_or_failed.is_set))
+        assert sleeper.processor.phase is Phase.LIVE
         for number in range(20):
             assert t.run("one", workflow_id=f"w-{number}").status == "completed"
         t.settle()
 
-        assert not t.do(wakes(t, old, following))
+        assert not t.do(wakes(sleeper))
 
-        t.settle()
-        assert t.run("one", workflow_id="w0", on_duplicate="replace").status == "completed"
-        assert all(p.phase is Phase.LIVE for p in processors(t))
+        works_as_ever(t)
 
 
 def test_an_owner_behind_whose_last_record_there_is_only_the_marker_of_a_transaction_takes_snapshots() -> None:
@@ -244,6 +298,7 @@ def test_an_owner_behind_whose_last_record_there_is_only_the_marker_of_a_transac
         other = await t._kafka.log("other").transactional("other")
         await other.transact({found.input: [Out(b"w", b"not an event")]})
         await other.close()
+        await asyncio.sleep(1)  # the marker comes a moment later
         found._fenced_at = t._kafka.partition(found.input).end
         return found
 
@@ -299,25 +354,16 @@ def test_who_is_to_leave_before_it_may_write_a_snapshot_says_so_once_it_may() ->
     """Else nobody would know that it hands over, and what it has sent would be sent again."""
 
     async def leaves(t: SagaTest) -> tuple[bool, bool, bool]:
-        session: Any = t._engine and t._engine.session
-        found: Processor = session._make(at)
-        found.promote(succession=False)
-        following = asyncio.create_task(found.follow(lambda: None))
-        while found.phase is not Phase.CATCHING_UP:  # noqa: ASYNC110 - simulated time
-            await asyncio.sleep(0.01)
+        sleeper = await Sleeper.claim(t)
+        found = sleeper.processor
+        sleeper.log.told.set()
         leaving = asyncio.create_task(found.leave())
         await asyncio.sleep(0.05)
         early = leaving.done()
-        reader = await session._log.read({at: found.position}, committed=True)
-        while not (following.done() and found.position >= (found._fenced_at or 0)):
-            for messages in (await reader.poll(10, 1)).values():
-                found.feed(messages)
-        await leaving
-        await reader.close()
+        await sleeper.read_until(leaving.done)
         return early, found.saved, found._leaving
 
     with system() as t:
         assert t.run("one").status == "completed"
         t.settle()
-        at = next(p.input for p in processors(t) if p.machine.stats().get("workflows"))
         assert t.do(leaves(t)) == (False, True, True)
