@@ -239,6 +239,11 @@ def with_rolls(plan: Plan, only: bool | None = None) -> Plan:
     ]
     if alone:
         plan = replace(plan, faults=(), log_faults={}, sql_faults={})
+    else:
+        # What is out while a partition is handed over is lost: its next owner has to notice.
+        rolls += [
+            Fault(roll.at_ms + rng.randint(1_300, 3_000), Kind.SKIP, for_ms=rng.choice((300, 3_000))) for roll in rolls
+        ]
     return replace(plan, faults=tuple(sorted((*plan.faults, *rolls), key=lambda fault: fault.at_ms)))
 
 
