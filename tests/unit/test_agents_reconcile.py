@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from sagalog.agents import AgentError, AgentHost, AnyAgent, Context, DidNotHappen, Happened, Retryable, agent
-from sagalog.agents.testing import MemoryLog, ask, command
+from sagalog.agents.testing import ask, command
 from sagalog.infra.clock import SystemClock, SystemRng
 from sagalog.schemas.commands import Question, encode_command, parse_command
 from sagalog.schemas.errors import InvalidRecord
@@ -19,6 +19,8 @@ from sagalog.schemas.ids import Direction
 from sagalog.topics.log import header
 from sagalog.topics.provision import provision
 from sagalog.topics.specs import EVENTS, Topics
+
+from .hosting import HostedLog
 
 RECONCILE = Direction.RECONCILE
 TOPICS = Topics("unit")
@@ -169,22 +171,22 @@ def test_a_question_about_nothing_is_no_question(about: bytes) -> None:
 
 
 @pytest.fixture
-async def log() -> AsyncIterator[MemoryLog]:
-    found = MemoryLog()
+async def log() -> AsyncIterator[HostedLog]:
+    found = HostedLog()
     await provision(found, TOPICS, [EVENTS], partitions=1, replication=1)
     yield found
     await found.close()
 
 
-def host(log: MemoryLog, hosted: AnyAgent) -> AgentHost:
+def host(log: HostedLog, hosted: AnyAgent) -> AgentHost:
     return AgentHost([hosted], log, TOPICS, clock=SystemClock(), rng=SystemRng())
 
 
-async def answered(log: MemoryLog, count: int) -> list[Any]:
+async def answered(log: HostedLog, count: int) -> list[Any]:
     async with asyncio.timeout(WAIT_S):
         while len(log.records(TOPICS.events)) < count:  # noqa: ASYNC110 - commits announce themselves to nobody
             await asyncio.sleep(0.005)
-    return [record.event() for record in log.records(TOPICS.events)]
+    return log.events(TOPICS.events)
 
 
 class Bank:
@@ -219,7 +221,7 @@ class Bank:
 
 
 @pytest.mark.parametrize("value", ["do", "fail"])
-async def test_a_host_that_did_the_attempt_sends_its_own_answer_again(log: MemoryLog, value: str) -> None:
+async def test_a_host_that_did_the_attempt_sends_its_own_answer_again(log: HostedLog, value: str) -> None:
     bank = Bank()
     async with host(log, bank.agent):
         log.send(COMMANDS, 0, command(NAME, value))
@@ -233,7 +235,7 @@ async def test_a_host_that_did_the_attempt_sends_its_own_answer_again(log: Memor
     assert ids == [b"w-1/bank/1/execute/result", b"w-1/bank/1/reconcile/result"]
 
 
-async def test_a_host_that_only_knows_that_it_timed_out_asks_its_function(log: MemoryLog) -> None:
+async def test_a_host_that_only_knows_that_it_timed_out_asks_its_function(log: HostedLog) -> None:
     bank = Bank()
     async with host(log, bank.agent):
         log.send(COMMANDS, 0, command(NAME, "wait", timeout_ms=20))
@@ -245,7 +247,7 @@ async def test_a_host_that_only_knows_that_it_timed_out_asks_its_function(log: M
     assert bank.calls == ["wait starts", "question"]
 
 
-async def test_a_question_waits_for_the_end_of_the_attempt_that_it_asks_about(log: MemoryLog) -> None:
+async def test_a_question_waits_for_the_end_of_the_attempt_that_it_asks_about(log: HostedLog) -> None:
     bank = Bank()
     async with host(log, bank.agent):
         log.send(COMMANDS, 0, command(NAME, "wait"))
@@ -261,7 +263,7 @@ async def test_a_question_waits_for_the_end_of_the_attempt_that_it_asks_about(lo
     assert found[1].output == "wait", "it was not stopped"
 
 
-async def test_a_newer_question_takes_the_place_of_one_that_waits(log: MemoryLog) -> None:
+async def test_a_newer_question_takes_the_place_of_one_that_waits(log: HostedLog) -> None:
     bank = Bank()
     async with host(log, bank.agent):
         log.send(COMMANDS, 0, command(NAME, "wait"))
@@ -275,7 +277,7 @@ async def test_a_newer_question_takes_the_place_of_one_that_waits(log: MemoryLog
     assert bank.calls == ["wait starts", "wait ends", "question"]
 
 
-async def test_a_question_that_waits_too_long_has_no_answer(log: MemoryLog) -> None:
+async def test_a_question_that_waits_too_long_has_no_answer(log: HostedLog) -> None:
     bank = Bank()
     async with host(log, bank.agent):
         log.send(COMMANDS, 0, command(NAME, "wait"))
@@ -288,7 +290,7 @@ async def test_a_question_that_waits_too_long_has_no_answer(log: MemoryLog) -> N
     assert "question" not in bank.calls
 
 
-async def test_a_question_stops_no_attempt_that_came_after_the_one_it_asks_about(log: MemoryLog) -> None:
+async def test_a_question_stops_no_attempt_that_came_after_the_one_it_asks_about(log: HostedLog) -> None:
     bank = Bank()
     async with host(log, bank.agent):
         log.send(COMMANDS, 0, command(NAME, "wait", attempt=2))
@@ -301,7 +303,7 @@ async def test_a_question_stops_no_attempt_that_came_after_the_one_it_asks_about
     assert attempt.output == "wait"
 
 
-async def test_a_question_takes_no_place_from_an_attempt_that_waits(log: MemoryLog) -> None:
+async def test_a_question_takes_no_place_from_an_attempt_that_waits(log: HostedLog) -> None:
     """The first attempt was stopped and does not end, the second waits for that: the engine has gone on, or asks again."""
     calls: list[int] = []
     gate = asyncio.Event()
@@ -335,7 +337,7 @@ async def test_a_question_takes_no_place_from_an_attempt_that_waits(log: MemoryL
     assert (second.attempt, second.output, calls) == (2, 2, [1, 2])
 
 
-async def test_an_attempt_that_was_asked_about_may_be_executed_again(log: MemoryLog) -> None:
+async def test_an_attempt_that_was_asked_about_may_be_executed_again(log: HostedLog) -> None:
     """Other than after a compensation."""
     bank = Bank()
     async with host(log, bank.agent):
