@@ -119,6 +119,15 @@ async def _run(engines: _Engines, probes: Probes) -> dict[str, list[float]]:
     }
 
 
+def is_settled(phases: Mapping[str, Any], partitions: int) -> bool:
+    """Whether one of two engines has its half, and stands by for the other's.
+
+    Partitions move one by one: what is still to move would be taken for taken over when the other is killed.
+    """
+    live, standby = phases.get("live", 0), phases.get("standby", 0)
+    return bool(live and standby and live + standby == partitions and abs(live - standby) <= 1)
+
+
 class _Engines:
     """Two of them, the older first."""
 
@@ -144,14 +153,10 @@ class _Engines:
         try:
             async with asyncio.timeout(RECOVER_SECONDS_MAX):
                 for child in self._running:
-                    while not self._is_settled(self._phases.get(child, {})):
+                    while not is_settled(self._phases.get(child, {}), self._partitions):
                         self._phases[child] = await child.next("phases", RECOVER_SECONDS_MAX)
         except TimeoutError:
             raise BenchError(f"the engines do not stand by for each other: {list(self._phases.values())}") from None
-
-    def _is_settled(self, phases: Mapping[str, Any]) -> bool:
-        live, standby = phases.get("live", 0), phases.get("standby", 0)
-        return bool(live and standby and live + standby == self._partitions)
 
     async def kill_one(self) -> tuple[float, list[float]]:
         """When it was killed, and the milliseconds of each of the other's take-overs."""
