@@ -517,13 +517,12 @@ class Cluster:
             machine.wanted = False
             assert machine.stop is not None
             machine.stop.set()
-        until_s = self.loop.time() + timeout_s
-        while any(machine.process is not None and not machine.process.dead for machine in machines):
-            if self.loop.time() > until_s:
-                left = [machine.name for machine in machines if machine.process and not machine.process.dead]
-                self.problems.append(f"{', '.join(left)} did not stop within {timeout_s:g} s")
-                return
-            await asyncio.sleep(0.1)
+
+        def left() -> list[str]:
+            return [machine.name for machine in machines if machine.process is not None and not machine.process.dead]
+
+        if not await self._until(lambda: not left(), timeout_s):
+            self.problems.append(f"{', '.join(left())} did not stop within {timeout_s:g} s")
 
 
 def _is_ready(machine: Machine) -> bool:

@@ -64,19 +64,16 @@ class Bug:
 BUGS: Final[dict[str, Bug]] = {}
 
 
-def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
+def bug(plant: Callable[[Patch], None], *only: str) -> Callable[[Patch], None]:
     """Registers a planted bug under its function's name; its docstring says what the mistake is."""
     name = plant.__name__.replace("_", "-")
-    BUGS[name] = Bug(name, (plant.__doc__ or "").strip(), plant)
+    BUGS[name] = Bug(name, (plant.__doc__ or "").strip(), plant, only)
     return plant
 
 
 def of_rolls(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
     """A bug that is looked for where engines are restarted, and nothing else goes wrong."""
-    bug(plant)
-    name = plant.__name__.replace("_", "-")
-    BUGS[name] = replace(BUGS[name], only=("rolled",))
-    return plant
+    return bug(plant, "rolled")
 
 
 # --- the engine's runtime

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from sagalog.engine.projection import postgres, projector
@@ -13,14 +12,12 @@ from sagalog.engine.projection.rows import merge_reviews
 from sagalog.engine.projection.sql import SqlConflict, queries
 
 from .patch import Patch
-from .planted import BUGS, bug
+from .planted import BUGS as BUGS
+from .planted import bug
 
 
 def projector_bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
-    bug(plant)
-    name = plant.__name__.replace("_", "-")
-    BUGS[name] = replace(BUGS[name], only=("projected",))
-    return plant
+    return bug(plant, "projected")
 
 
 def _query(patch: Patch, name: str, part: str, instead: str) -> None:

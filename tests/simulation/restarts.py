@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 STEP_S: Final = (RAMP_MS - 1) / 1000 / DRIFT
 NOTICED_S: Final = 0.3
 """The longest that a workflow may wait while engines are restarted one after the other."""
-
-
 SETTLED_MS: Final = 5_000
 """By then every engine that was started at the beginning is ready."""
 
@@ -54,7 +52,6 @@ def parked_commands_go_out_on_a_ramp(evidence: Evidence) -> list[str]:
         step = _Step()
         for at_s, together in groupby(times):
             count = len(list(together))
-            # One that did not use all it may has left nothing, and so was the last of its ramp.
             if at_s < step.from_s:
                 step = _Step()
             if count > step.size:
@@ -62,6 +59,7 @@ def parked_commands_go_out_on_a_ramp(evidence: Evidence) -> list[str]:
                     f"{process} let {count} commands for {service} out of partition {partition} at {at_s:.3f} s, "
                     f"where {step.size} may go"
                 )
+            # One that did not use all it may has left nothing, and so was the last of its ramp.
             step = _Step(2 * step.size, at_s + STEP_S) if count >= step.size else _Step()
     return problems
 

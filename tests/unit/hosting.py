@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from typing import Any, Final
 
 from sagalog.infra.clock import Clock, SystemClock
@@ -55,9 +54,6 @@ class HostedLog:
     def send(self, topic: str, partition: int, sent: Command) -> int:
         """Appends a command."""
         return self.put(topic, partition, encode_command(sent), sent.workflow_id.encode())
-
-    def lying(self, topic: str, partition: int) -> Sequence[Message]:
-        return self.kafka.records(topic, partition)
 
     def records(self, topic: str) -> list[Message]:
         """All records of a topic, partition by partition."""

@@ -80,7 +80,7 @@ async def test_answers_lie_beside_their_commands_with_the_headers_of_the_contrac
         sent = command(NAME, {"a": 1}, workflow_id="w-7")
         log.put(COMMANDS, 1, orjson.dumps(sent), b"w-7", [("traceparent", b"00-trace")])
         await answered(log, 1)
-    record = log.lying(TOPICS.events, 1)[0]
+    record = log.kafka.records(TOPICS.events, 1)[0]
     assert record.key == b"w-7"
     assert dict(record.headers) == {
         "ce_specversion": b"1.0",
@@ -359,7 +359,8 @@ async def test_partitions_that_move_are_worked_on_by_their_new_owner(log: Hosted
             gate.set()
             await answered(log, PARTITIONS + 1)
             await until(log, lambda: [(committed(log, p) or (0,))[0] for p in range(PARTITIONS)] == [1, 1])
-    # Both have answered what moved, and what the first was given back it answered again. That harms nobody.
+    # Both have answered what moved, and what the first was given back it may have answered again. That harms nobody.
+    assert PARTITIONS + 1 <= len(answers(log)) <= 2 * PARTITIONS
     assert sorted(runs) in (["p0", "p0", "p1"], ["p0", "p1", "p1"])
     assert {event.output for event in answers(log) if isinstance(event, StepCompleted)} == {"p0", "p1"}
     assert not any(isinstance(event, StepFailed) for event in answers(log))
@@ -385,6 +386,7 @@ async def test_commands_that_wait_are_left_to_the_new_owner_of_their_partition(l
             await until(log, lambda: [(committed(log, p) or (0,))[0] for p in range(PARTITIONS)] == [4, 4])
     assert sorted(runs) == sorted(f"p{partition}-{number}" for partition in range(PARTITIONS) for number in range(4))
     assert len({header(record.headers, "ce_id") for record in log.records(TOPICS.events)}) == 8
+    assert len(answers(log)) <= 12, "what stays with the first host is given to it again, and may be answered again"
 
 
 async def test_long_attempts_send_heartbeats_at_a_bounded_rate(log: HostedLog) -> None:
@@ -394,15 +396,15 @@ async def test_long_attempts_send_heartbeats_at_a_bounded_rate(log: HostedLog) -
     async def work(ctx: Context) -> None:
         for number in range(1_000):
             ctx.heartbeat({"number": number})
-        await until(log, lambda: log.lying(TOPICS.heartbeats, 1))
-        sent.append(len(log.lying(TOPICS.heartbeats, 1)))
+        await until(log, lambda: log.kafka.records(TOPICS.heartbeats, 1))
+        sent.append(len(log.kafka.records(TOPICS.heartbeats, 1)))
         # From here on the host beats by itself, every third of the timeout.
-        await until(log, lambda: len(log.lying(TOPICS.heartbeats, 1)) >= 3)
+        await until(log, lambda: len(log.kafka.records(TOPICS.heartbeats, 1)) >= 3)
 
     async with host(log, work):
         log.send(COMMANDS, 1, command(NAME, heartbeat_timeout_ms=600))
         await answered(log, 1)
-    beats = log.lying(TOPICS.heartbeats, 1)
+    beats = log.kafka.records(TOPICS.heartbeats, 1)
     assert sent == [1]
     assert {record.key for record in beats} == {b"w-1/worker/1/execute"}
     found = [parse_heartbeat(record.value) for record in beats]
@@ -456,6 +458,13 @@ class CountingLog(HostedLog):
         return producer
 
 
+class StoppedClock(SystemClock):
+    """No limit of time is ever reached."""
+
+    def monotonic_ms(self) -> int:
+        return 0
+
+
 class LeapingClock(SystemClock):
     """A millisecond goes by at every look."""
 
@@ -503,7 +512,7 @@ async def test_an_answer_does_not_wait_for_handlers_that_take_their_time() -> No
         return value
 
     log = await counting_log(2)
-    async with host(log, echo(work)):
+    async with AgentHost([echo(work)], log, TOPICS, clock=StoppedClock(), rng=SystemRng()):
         await answered(log, 1)
         gate.set()
         await answered(log, 2)
